@@ -1,0 +1,175 @@
+"""Exact alpha-entmax in dense PyTorch: the CPU path, and the baseline that needs no kernel.
+
+The threshold comes from sorting for alpha = 1.5 and alpha = 2 (Peters et al. 2019; Martins and Astudillo 2016),
+from log-sum-exp for alpha = 1, and otherwise from Newton's method on the norm ``||[z - tau]_+||_(1/(alpha-1)) - 1``.
+The norm is convex and falls in tau, so Newton started left of the root climbs to it without overshooting; unlike
+the sum of powers it is nearly linear for alpha close to 1, where one step suffices.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .masks import allowed_keys
+
+_NEWTON_STEPS = 60
+
+
+def solve_theta(s: Tensor, alpha: float | Tensor) -> Tensor:
+    """Return the threshold of every row.
+
+    Args:
+        s: (..., n) scores, float32 or float64, ``-inf`` where masked.
+        alpha: in [1, 2]; a number, or a tensor that broadcasts against (..., 1).
+
+    Returns:
+        (..., 1) theta, with ``p = [1 + (alpha-1)(s - theta)]_+^(1/(alpha-1))`` summing to one. Rows without any
+        finite score get ``+inf``, which makes every weight zero.
+    """
+    top = s.amax(-1, keepdim=True)
+    empty = top == -math.inf
+    top = torch.where(empty, 0.0, top)
+    shifted = s - top
+    if isinstance(alpha, Tensor):
+        theta = _theta_newton(shifted, exponent(alpha, s.dtype))
+    elif alpha == 1.0:
+        theta = shifted.logsumexp(-1, keepdim=True)
+    elif alpha == 1.5:
+        theta = _theta_sorted_15(shifted)
+    elif alpha == 2.0:
+        theta = _theta_sorted_2(shifted)
+    else:
+        theta = _theta_newton(shifted, torch.tensor(alpha - 1, dtype=s.dtype, device=s.device))
+    return torch.where(empty, math.inf, theta + top)
+
+
+def exponent(alpha: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a = alpha - 1 of a tensor, held in [1e-6, 1]; at the lower end weights differ from softmax by 1e-6 y^2."""
+    return (alpha.to(dtype) - 1).clamp(1e-6, 1)
+
+
+def _theta_sorted_15(s: Tensor) -> Tensor:
+    """Threshold for alpha 1.5: the largest support whose quadratic has its root below its smallest member."""
+    z = s.sort(-1, descending=True).values / 2
+    z = z.clamp_min(-2.0)  # below the support anyway; keeps -inf and large values out of the running sums
+    size = torch.arange(1, z.shape[-1] + 1, dtype=z.dtype, device=z.device)
+    mean = z.cumsum(-1) / size
+    spread = (z * z).cumsum(-1) - size * mean * mean
+    tau = mean - ((1 - spread) / size).clamp_min(0).sqrt()
+    support = (tau <= z).sum(-1, keepdim=True)
+    return 2 * (tau.gather(-1, (support - 1).clamp_min(0)) + 1)
+
+
+def _theta_sorted_2(s: Tensor) -> Tensor:
+    """Threshold for alpha 2 (sparsemax)."""
+    z = s.sort(-1, descending=True).values.clamp_min(-2.0)
+    size = torch.arange(1, z.shape[-1] + 1, dtype=z.dtype, device=z.device)
+    tau = (z.cumsum(-1) - 1) / size
+    support = (tau < z).sum(-1, keepdim=True)
+    return tau.gather(-1, (support - 1).clamp_min(0)) + 1
+
+
+def _theta_newton(s: Tensor, a: Tensor) -> Tensor:
+    theta = torch.zeros_like(s[..., :1])
+    resolution = torch.finfo(s.dtype).eps
+    for _ in range(_NEWTON_STEPS):
+        log_p = _log_weights(s, theta, a)
+        total = log_p.exp().sum(-1, keepdim=True)
+        slope = ((1 - a) * log_p).exp().masked_fill(log_p == -math.inf, 0).sum(-1, keepdim=True)
+        log_total = total.log()
+        step = torch.expm1(a * log_total) / a * ((1 - a) * log_total).exp() / slope
+        step = step.masked_fill(~torch.isfinite(step), 0)  # rows that are masked out or hold NaN
+        theta = theta + step
+        if not (step.abs() > 2 * resolution * (1 + theta.abs())).any():
+            break
+    return theta
+
+
+def _log_weights(s: Tensor, theta: Tensor, a: Tensor) -> Tensor:
+    """ln p; ``-inf`` outside the support."""
+    return torch.log1p((a * (s - theta)).clamp_min(-1)) / a
+
+
+def weights(s: Tensor, theta: Tensor, alpha: float | Tensor) -> Tensor:
+    """Return p (..., n) for scores and thresholds (equation 2 of AdaSplash)."""
+    y = s - theta
+    if isinstance(alpha, Tensor):
+        return _log_weights(s, theta, exponent(alpha, s.dtype)).exp()
+    if alpha == 1.0:
+        return y.exp()
+    if alpha == 1.5:
+        return (1 + 0.5 * y).clamp_min(0).square()
+    if alpha == 2.0:
+        return (1 + y).clamp_min(0)
+    return _log_weights(s, theta, torch.tensor(alpha - 1, dtype=s.dtype, device=s.device)).exp()
+
+
+class DenseEntmax(torch.autograd.Function):
+    """p = entmax(s) along the last dimension, with the closed-form gradients to ``s`` and ``alpha``."""
+
+    @staticmethod
+    def forward(ctx: Any, s: Tensor, alpha: float | Tensor) -> Tensor:
+        p = weights(s, solve_theta(s, alpha), alpha)
+        ctx.alpha = None if isinstance(alpha, Tensor) else alpha
+        ctx.save_for_backward(p, alpha if isinstance(alpha, Tensor) else None)
+        return p
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dp: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        p, alpha_tensor = ctx.saved_tensors
+        a = ctx.alpha - 1 if alpha_tensor is None else exponent(alpha_tensor, p.dtype)
+        u = torch.where(p > 0, p ** (1 - a), 0.0)  # p^(2-alpha) on the support
+        total = u.sum(-1, keepdim=True).clamp_min(torch.finfo(p.dtype).tiny)
+        delta = (u * dp).sum(-1, keepdim=True) / total
+        ds = u * (dp - delta)
+        if not ctx.needs_input_grad[1]:
+            return ds, None
+        # dp/dalpha = p c - u (sum p c) / (sum u), with c = d ln p / d alpha at a fixed threshold; summed against
+        # dp this is sum (dp - delta) p c. Same as Correia et al. 2019, arranged so that alpha -> 1 stays finite.
+        dalpha = ((dp - delta) * p * _log_weight_slope(p, a)).sum_to_size(
+            (*(1,) * (p.ndim - alpha_tensor.ndim), *alpha_tensor.shape)
+        )
+        return ds, dalpha.reshape(alpha_tensor.shape).to(alpha_tensor.dtype)
+
+
+def _log_weight_slope(p: Tensor, a: Tensor) -> Tensor:
+    """d ln p / d alpha at a fixed threshold: ``(-expm1(-a ln p)/a - ln p) / a``, ``-(ln p)^2/2`` as a -> 0."""
+    log_p = torch.where(p > 0, p, 1.0).log()
+    x = a * log_p
+    series = -0.5 + x / 6 - x * x / 24 + x * x * x / 120
+    safe = torch.where(x.abs() < 1e-2, 1.0, x)
+    return log_p.square() * torch.where(x.abs() < 1e-2, series, (-torch.expm1(-safe) - safe) / safe.square())
+
+
+def attention_eager(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    alpha: float | Tensor,
+    causal: bool,
+    scale: float,
+    key_starts: Tensor | None,
+    key_lengths: Tensor | None,
+) -> Tensor:
+    """Dense attention: scores in float32 (float64 for float64 inputs), exact weights, weights times values."""
+    groups = q.shape[1] // k.shape[1]
+    if groups > 1:
+        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    compute = torch.float64 if q.dtype == torch.float64 else torch.float32
+    scores = scale * (q.to(compute) @ k.to(compute).transpose(-1, -2))
+    if causal or key_starts is not None or key_lengths is not None:
+        mask = allowed_keys(
+            q.shape[2], k.shape[2], causal=causal, key_starts=key_starts, key_lengths=key_lengths, device=q.device
+        )
+        scores = scores.masked_fill(~mask, -math.inf)
+    if isinstance(alpha, Tensor):
+        alpha = alpha.reshape(-1, 1, 1)
+    p = DenseEntmax.apply(scores, alpha)
+    return (p.to(v.dtype) @ v).to(q.dtype)

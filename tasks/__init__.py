@@ -1,0 +1,1 @@
+"""The experiments: one config per table and figure, run with ``python -m tasks``."""
