@@ -141,7 +141,8 @@ def sha256_of(value: Any) -> str:
 
 
 @lru_cache
-def _code_sha256(root: Path) -> str:
+def code_sha256(root: Path = REPOSITORY) -> str:
+    """Hash every Python file below kernels/ and tasks/."""
     digest = hashlib.sha256()
     for folder in ("kernels", "tasks"):
         for path in sorted((root / folder).rglob("*.py")):
@@ -151,7 +152,7 @@ def _code_sha256(root: Path) -> str:
 
 def source_sha256(config: Path, root: Path = REPOSITORY) -> str:
     """Hash the Python below kernels/ and tasks/ together with a config, so a copy without git is traceable."""
-    return hashlib.sha256(_code_sha256(root).encode() + config.read_bytes()).hexdigest()
+    return hashlib.sha256(code_sha256(root).encode() + config.read_bytes()).hexdigest()
 
 
 @lru_cache

@@ -47,6 +47,8 @@ def entmax_attention(
         deterministic: every method so far adds in a fixed order, so True, False and None give the same bits.
         window, alibi_slopes, cu_seqlens_q, cu_seqlens_k: reserved, not implemented yet.
 
+    Under autocast q, k and v are cast to its dtype.
+
     Returns:
         (B, H, N_q, D) in q's dtype. A query that may see no key gets zeros, and its gradients are zero; a query
         with one key copies its value; tied scores share equally; NaN in a row's scores makes its output NaN.
@@ -56,6 +58,7 @@ def entmax_attention(
         NotImplementedError: an argument is valid but its implementation is still missing.
         RuntimeError: differentiated twice.
     """
+    q, k, v = _as_autocast(q, k, v)
     check_qkv(q, k, v)
     alpha = check_alpha(alpha, heads=q.shape[1])
     scale = check_scale(scale, q.shape[3])
@@ -68,15 +71,22 @@ def entmax_attention(
     if isinstance(alpha, Tensor) and alpha.device != q.device and alpha.ndim:
         raise ValueError(f"alpha: on {alpha.device}, allowed is q's device {q.device}")
     chosen = _choose_method(method, q, alpha)
-    if torch.is_autocast_enabled(q.device.type):
-        low = torch.get_autocast_dtype(q.device.type)
-        q, k, v = q.to(low), k.to(low), v.to(low)
     if chosen == "eager":
         with torch.autocast(q.device.type, enabled=False):
             return attention_eager(
                 q, k, v, alpha=alpha, causal=causal, scale=scale, key_starts=key_starts, key_lengths=key_lengths
             )
     return _run_kernels(q, k, v, alpha, causal, scale, key_starts, key_lengths, chosen)
+
+
+def _as_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Cast to autocast's dtype where it is on, as for PyTorch's own attention; rotary embeddings, for one, leave
+    queries and keys in float32 beside values in bfloat16."""
+    first = tensors[0]
+    if not isinstance(first, Tensor) or not torch.is_autocast_enabled(first.device.type):
+        return tensors
+    low = torch.get_autocast_dtype(first.device.type)
+    return tuple(x.to(low) if isinstance(x, Tensor) and x.is_floating_point() else x for x in tensors)
 
 
 def _choose_method(method: str, q: Tensor, alpha: float | Tensor) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .scores import key_bounds, load_exponent, load_rows, score_tile, store_rows, weights
+from .scores import dot, key_bounds, load_exponent, load_rows, score_tile, store_rows, weights
 from .worklists.dense import key_range, query_range
 
 
@@ -49,9 +49,9 @@ def grad_query_kernel(
         v = load_rows(v_base, keys, stride_vn, n_k, D, BLOCK_D)
         s = score_tile(q, k, rows, keys, scale, n_q, n_k, key_start, key_end, CAUSAL)
         p, u = weights(s - theta[:, None], a, ALPHA)
-        dp = tl.dot(d_out, tl.trans(v), input_precision="ieee")
+        dp = dot(d_out, tl.trans(v), tl.zeros((BLOCK_M, BLOCK_N), tl.float32))
         ds = u * (dp - delta[:, None])
-        dq = tl.dot(ds.to(k.dtype), k, dq, input_precision="ieee")
+        dq = dot(ds.to(k.dtype), k, dq)
     store_rows(DQ + o_base * D, dq * scale, rows, D, n_q, D, BLOCK_D)
 
 
@@ -92,10 +92,10 @@ def grad_key_value_kernel(
             delta = tl.load(Delta + row_base + rows, mask=rows < n_q, other=0.0)
             s = score_tile(q, k, rows, keys, scale, n_q, n_k, key_start, key_end, CAUSAL)
             p, u = weights(s - theta[:, None], a, ALPHA)
-            dv = tl.dot(tl.trans(p.to(d_out.dtype)), d_out, dv, input_precision="ieee")
-            dp = tl.dot(d_out, tl.trans(v), input_precision="ieee")
+            dv = dot(tl.trans(p.to(d_out.dtype)), d_out, dv)
+            dp = dot(d_out, tl.trans(v), tl.zeros((BLOCK_M, BLOCK_N), tl.float32))
             ds = u * (dp - delta[:, None])
-            dk = tl.dot(tl.trans(ds.to(q.dtype)), q, dk, input_precision="ieee")
+            dk = dot(tl.trans(ds.to(q.dtype)), q, dk)
     out_base = kv_index.to(tl.int64) * n_k * D
     store_rows(DK + out_base, dk * scale, keys, D, n_k, D, BLOCK_D)
     store_rows(DV + out_base, dv, keys, D, n_k, D, BLOCK_D)

@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .masks import allowed_keys
 
 _NEWTON_STEPS = 60
+TWICE = "entmax attention cannot be differentiated twice"
 
 
 def solve_theta(s: Tensor, alpha: float | Tensor) -> Tensor:
@@ -120,22 +120,33 @@ class DenseEntmax(torch.autograd.Function):
         return p
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dp: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        p, alpha_tensor = ctx.saved_tensors
-        a = ctx.alpha - 1 if alpha_tensor is None else exponent(alpha_tensor, p.dtype)
+        p, alpha = ctx.saved_tensors
+        return _DenseGradient.apply(dp, p, ctx.alpha if alpha is None else alpha, ctx.needs_input_grad[1])
+
+
+class _DenseGradient(torch.autograd.Function):
+    """Closed-form gradients as a node of its own, so that a second derivative raises instead of being left out."""
+
+    @staticmethod
+    def forward(ctx: Any, dp: Tensor, p: Tensor, alpha: float | Tensor, to_alpha: bool) -> tuple[Tensor, Tensor | None]:
+        a = exponent(alpha, p.dtype) if isinstance(alpha, Tensor) else alpha - 1
         u = torch.where(p > 0, p ** (1 - a), 0.0)  # p^(2-alpha) on the support
         total = u.sum(-1, keepdim=True).clamp_min(torch.finfo(p.dtype).tiny)
         delta = (u * dp).sum(-1, keepdim=True) / total
         ds = u * (dp - delta)
-        if not ctx.needs_input_grad[1]:
+        if not to_alpha:
             return ds, None
         # dp/dalpha = p c - u (sum p c) / (sum u), with c = d ln p / d alpha at a fixed threshold; summed against
         # dp this is sum (dp - delta) p c. Same as Correia et al. 2019, arranged so that alpha -> 1 stays finite.
-        dalpha = ((dp - delta) * p * _log_weight_slope(p, a)).sum_to_size(
-            (*(1,) * (p.ndim - alpha_tensor.ndim), *alpha_tensor.shape)
-        )
-        return ds, dalpha.reshape(alpha_tensor.shape).to(alpha_tensor.dtype)
+        assert isinstance(alpha, Tensor)
+        slope = (dp - delta) * p * _log_weight_slope(p, a)
+        aligned = (1,) * (p.ndim - alpha.ndim) + tuple(alpha.shape)
+        return ds, slope.sum_to_size(aligned).reshape(alpha.shape).to(alpha.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[None, ...]:
+        raise RuntimeError(TWICE)
 
 
 def _log_weight_slope(p: Tensor, a: Tensor) -> Tensor:

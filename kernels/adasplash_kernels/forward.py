@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .scores import key_bounds, load_exponent, load_rows, score_tile, store_rows, weights
+from .scores import dot, key_bounds, load_exponent, load_rows, score_tile, store_rows, weights
 from .worklists.dense import key_range
 
 
@@ -41,9 +41,9 @@ def output_kernel(
         v = load_rows(v_base, keys, stride_vn, n_k, D, BLOCK_D)
         s = score_tile(q, k, rows, keys, scale, n_q, n_k, key_start, key_end, CAUSAL)
         p, u = weights(s - theta[:, None], a, ALPHA)
-        out = tl.dot(p.to(v.dtype), v, out, input_precision="ieee")
+        out = dot(p.to(v.dtype), v, out)
         if NEED_OUT2:
-            out2 = tl.dot(u.to(v.dtype), v, out2, input_precision="ieee")
+            out2 = dot(u.to(v.dtype), v, out2)
             u_sum += tl.sum(u, 1)
 
     o_base = head_index.to(tl.int64) * n_q * D

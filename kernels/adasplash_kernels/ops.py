@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from . import launch
+from .eager import TWICE
 
 _NAMESPACE = "adasplash_kernels"
 
@@ -93,10 +93,24 @@ class KernelAttention(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, alpha, key_starts, key_lengths, theta, out2 = ctx.saved_tensors
-        dq, dk, dv = backward_op(
-            q, k, v, alpha, key_starts, key_lengths, theta, out2, d_out, ctx.alpha_kind, ctx.scale, ctx.causal
+        gradients = _KernelGradients.apply(
+            q, k, v, d_out, alpha, key_starts, key_lengths, theta, out2, ctx.alpha_kind, ctx.scale, ctx.causal
         )
-        return dq, dk, dv, *(None,) * 8
+        return *gradients, *(None,) * 8
+
+
+class _KernelGradients(torch.autograd.Function):
+    """The backward op as a node of its own, so that a second derivative raises instead of being left out.
+
+    PyTorch's ``once_differentiable`` only notices upstream gradients that require grad; a gradient penalty's do not.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q, k, v, d_out, alpha, key_starts, key_lengths, theta, out2, alpha_kind, scale, causal):
+        return backward_op(q, k, v, alpha, key_starts, key_lengths, theta, out2, d_out, alpha_kind, scale, causal)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        raise RuntimeError(TWICE)

@@ -5,6 +5,17 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+_INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+
+
+@triton.jit
+def dot(a, b, acc):
+    """acc + a b with float32 accumulation; float32 inputs are multiplied as float32, not as TF32."""
+    if _INTERPRETED:  # the interpreter multiplies bfloat16 as the integers it stores them in
+        a = a.to(tl.float32)
+        b = b.to(tl.float32)
+    return tl.dot(a, b, acc, input_precision="ieee")
+
 
 @triton.jit
 def load_rows(base, rows, stride_row, n_rows, D: tl.constexpr, BLOCK_D: tl.constexpr):
@@ -43,7 +54,7 @@ def key_bounds(starts, lengths, batch, n_k, PADDED: tl.constexpr):
 @triton.jit
 def score_tile(q, k, rows, keys, scale, n_q, n_k, key_start, key_end, CAUSAL: tl.constexpr):
     """Scaled scores (rows, keys) in float32, ``-inf`` where the mask forbids the pair."""
-    s = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+    s = dot(q, tl.trans(k), tl.zeros((rows.shape[0], keys.shape[0]), tl.float32)) * scale
     keep = ((keys >= key_start) & (keys < key_end))[None, :]
     if CAUSAL:
         keep = keep & (keys[None, :] <= rows[:, None] + (n_k - n_q))

@@ -27,11 +27,11 @@ What to know:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -43,6 +43,7 @@ from .transformers_masks import KeyRange, key_range_mask
 
 IMPLEMENTATION = "adasplash"
 _ATTRIBUTE = "entmax_attention"  # on model.config: a JSON-able dict; on modules: the live object
+_OBSERVER = "entmax_observer"
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
 
@@ -64,9 +65,7 @@ class EntmaxAttentionConfig:
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name not in _CHECKS:
-            raise ValueError(
-                f"{name}: not a field of {type(self).__name__}, allowed are {', '.join(_CHECKS)}"
-            )
+            raise ValueError(f"{name}: not a field of {type(self).__name__}, allowed are {', '.join(_CHECKS)}")
         object.__setattr__(self, name, _CHECKS[name](value))
         for stored in self.__dict__.get("_stored", ()):  # what save_pretrained writes follows what models do
             stored.update(self.to_dict())
@@ -179,6 +178,27 @@ def get_entmax_config(model: nn.Module) -> EntmaxAttentionConfig:
     return live
 
 
+@contextmanager
+def observed(model: nn.Module, observer: Callable[[int | None, dict[str, Any]], None]) -> Iterator[None]:
+    """Within the block, call ``observer(layer, call)`` before each entmax attention of the model in ``model``.
+
+    ``call`` holds the arguments of ``entmax_attention`` by name (q, k, v, alpha, causal, scale, key_starts,
+    key_lengths, method): what ``support_map`` needs. Layers that use softmax are not observed.
+
+    Raises:
+        ValueError: as ``get_entmax_config``.
+    """
+    get_entmax_config(model)
+    modules = [m for root in _outermost(model) for m in _configured_modules(root)]
+    for module in modules:
+        setattr(module, _OBSERVER, observer)
+    try:
+        yield
+    finally:
+        for module in modules:
+            delattr(module, _OBSERVER)
+
+
 def _outermost(model: nn.Module) -> list[PreTrainedModel]:
     """The transformers models in ``model`` that are not inside another one."""
     if isinstance(model, PreTrainedModel):
@@ -269,8 +289,7 @@ def entmax_attention_forward(
         module: the attention module; its settings are read from it, see ``use_entmax``.
         query: (B, H, N_q, D).
         key, value: (B, H_kv, N_k, D), H a multiple of H_kv.
-        attention_mask: what ``key_range_mask`` returned. A ``KeyRange`` says whether attention is causal,
-            too.
+        attention_mask: what ``key_range_mask`` returned. A ``KeyRange`` also tells if attention is causal.
         dropout: must be 0 where entmax is used.
         scaling: factor on the scores, ``1/sqrt(D)`` by default.
         is_causal: without a mask, whether attention is causal; by default what ``module.is_causal`` says.
@@ -299,21 +318,11 @@ def entmax_attention_forward(
     starts = ends = None
     if attention_mask is not None:
         starts, ends, causal = _check_range(attention_mask, key)
-    if torch.is_autocast_enabled(query.device.type):
-        # as autocast does for "sdpa"; rotary embeddings leave queries and keys in float32, values not
-        dtype = torch.get_autocast_dtype(query.device.type)
-        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-    out = entmax_attention(
-        query,
-        key,
-        value,
-        alpha=live.alpha,
-        causal=causal,
-        scale=scaling,
-        key_starts=starts,
-        key_lengths=ends,
-        method=live.method,
-    )
+    call = dict(q=query, k=key, v=value, alpha=live.alpha, causal=causal, scale=scaling, key_starts=starts,
+                key_lengths=ends, method=live.method)  # fmt: skip
+    if (observer := module.__dict__.get(_OBSERVER)) is not None:
+        observer(getattr(module, "layer_idx", None), call)
+    out = entmax_attention(call.pop("q"), call.pop("k"), call.pop("v"), **call)
     return out.transpose(1, 2).contiguous(), None
 
 

@@ -1,0 +1,138 @@
+"""``python -m tasks list | run | render | doctor``: the command line of the experiments."""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tasks.config import CONFIGS, SCALES, Experiment, find_experiments, load_experiment
+from tasks.errors import ConfigError, UserError
+from tasks.records import RESULTS
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit status: 0 good, 1 something failed, 2 the user can mend it."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.command(options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted; finished jobs are recorded, run the same command again to resume", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tasks", description="Tables and figures of both papers.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    listing = commands.add_parser("list", help="every table and figure: paper, family, scales, state")
+    listing.add_argument("--only", metavar="PATTERN", help="part of an id or family, or a shell pattern")
+    listing.set_defaults(command=_list)
+
+    run = commands.add_parser("run", help="run experiments, then render the results")
+    run.add_argument("configs", nargs="*", type=Path, metavar="CONFIG", help="config files; or --all")
+    run.add_argument("--all", action="store_true", help="every config that has code")
+    run.add_argument("--only", metavar="PATTERN", help="with --all: part of an id or family, or a pattern")
+    run.add_argument("--scale", choices=SCALES, default="smoke", help="default: smoke")
+    run.add_argument("--data-root", metavar="DIR", help="folder with local data; default: ADASPLASH_DATA")
+    run.add_argument("--force", action="store_true", help="run again what has up-to-date records")
+    run.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help="default: results/")
+    run.add_argument("--no-render", action="store_true", help="leave tables and figures as they are")
+    run.add_argument("--quiet", action="store_true", help=argparse.SUPPRESS)
+    run.set_defaults(command=_run)
+
+    render = commands.add_parser("render", help="draw tables, figures and results/README.md from the records")
+    render.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help="default: results/")
+    render.set_defaults(command=_render)
+
+    doctor = commands.add_parser("doctor", help="what this machine has, and what each scale can run here")
+    doctor.add_argument("--data-root", metavar="DIR", help="folder with local data; default: ADASPLASH_DATA")
+    doctor.set_defaults(command=_doctor)
+    return parser
+
+
+def select(experiments: Sequence[Experiment], pattern: str | None) -> list[Experiment]:
+    """Return the experiments whose id or family contains ``pattern`` or matches it as a shell pattern.
+
+    Raises:
+        ConfigError: none does.
+    """
+    if not pattern:
+        return list(experiments)
+    chosen = [e for e in experiments
+              if pattern in e.id or pattern in e.family or fnmatch.fnmatch(e.id, pattern)]  # fmt: skip
+    if not chosen:
+        raise ConfigError(f"--only: nothing matches {pattern!r}; python -m tasks list shows what there is")
+    return chosen
+
+
+def _list(options: argparse.Namespace) -> int:
+    from tasks.status import print_list
+
+    print_list(select(find_experiments(), options.only))
+    return 0
+
+
+def _run(options: argparse.Namespace) -> int:
+    if bool(options.configs) == options.all:
+        raise ConfigError("run: name config files, or give --all (not both)")
+    if options.only and not options.all:
+        raise ConfigError("--only: goes with --all")
+    from tasks.data.sources import find_data_root
+    from tasks.programs import find_program, is_implemented
+    from tasks.runner import DONE, EXIT_SKIPPED, FAILED, SKIPPED, Options, run_experiment, run_many
+    from tasks.status import print_outcome, print_summary
+
+    data_root = find_data_root(options.data_root)
+    run_options = Options(options.scale, data_root, options.force, options.results.resolve())
+    if options.all:
+        experiments = select(find_experiments(), options.only)
+        runnable = [e for e in experiments if is_implemented(e)]
+        outcomes = run_many(runnable, run_options)
+        waiting = [e for e in experiments if e not in runnable]
+    else:
+        experiments = [load_experiment(path) for path in options.configs]
+        for experiment in experiments:
+            find_program(experiment)  # before anything runs: every one must have code
+        waiting = []
+        if len(experiments) == 1:
+            outcomes = [run_experiment(experiments[0], run_options)]
+        else:
+            outcomes = run_many(experiments, run_options)
+    if options.quiet:
+        print_outcome(outcomes[0])
+        return {DONE: 0, SKIPPED: EXIT_SKIPPED}.get(outcomes[0].state, 1)
+    files = [] if options.no_render else _render_into(options.results)
+    print_summary(outcomes, waiting, files, options.results)
+    return 1 if any(o.state == FAILED for o in outcomes) else 0
+
+
+def _render(options: argparse.Namespace) -> int:
+    from tasks.runner import shown
+
+    files = _render_into(options.results)
+    print(f"{len(files)} files rendered; the index is {shown(Path(options.results).resolve() / 'README.md')}")
+    return 0
+
+
+def _render_into(results: Path) -> list[Path]:
+    from tasks.programs import is_implemented
+    from tasks.render import render_all
+
+    return render_all(find_experiments(CONFIGS), results, is_implemented)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from tasks.doctor import report
+
+    report(find_experiments(), options.data_root)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

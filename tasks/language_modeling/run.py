@@ -1,0 +1,92 @@
+"""The language-modelling programs: config and scale in, measurements out."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tasks.data.sources import resolve
+from tasks.language_modeling.data import TextDataModule
+from tasks.language_modeling.settings import NonzeroSettings, TrainSettings
+from tasks.language_modeling.training import TrainedRun, trained
+from tasks.models.support import nonzero_ratios
+from tasks.programs import Context, Job, Program
+from tasks.records import Measurement
+
+# Training a model in 6 x parameters x tokens operations; a CPU core does a few 10^10 a second.
+_MOST_CPU_OPERATIONS = 1e15
+
+
+def _jobs(settings: TrainSettings) -> list[Job]:
+    return [Job(system, seed) for seed in settings.train.seeds for system in settings.variants]
+
+
+def _entmax_jobs(settings: NonzeroSettings) -> list[Job]:
+    return [job for job in _jobs(settings) if settings.variants[job.system].attention == "adasplash"]
+
+
+def _identity(settings: TrainSettings, data_root: Path | None) -> dict[str, Any]:
+    return {"data": resolve(settings.data, data_root, ask_hub=False)}
+
+
+def _obstacle(settings: TrainSettings, data_root: Path | None) -> str | None:
+    if torch.cuda.is_available():
+        return None
+    size, train = settings.model, settings.train
+    parameters = 12 * size.n_layer * size.n_embd**2 + settings.tokenizer.vocab_size * size.n_embd
+    operations = 6 * parameters * train.steps * train.batch_size * size.context * len(_jobs(settings))
+    if operations > _MOST_CPU_OPERATIONS:
+        return f"needs a GPU: about {operations:.0e} operations of training"
+    if train.precision == "16-mixed":
+        return "needs a GPU: train.precision 16-mixed"
+    return None
+
+
+def train(job: Job, settings: TrainSettings, context: Context) -> list[Measurement]:
+    """Final validation loss, time of an optimizer step (median) and peak memory (AdaSplash, table 4)."""
+    run = trained(settings, job, context)
+    memory = {"status": "ok"} if run.peak_gb is not None else {"status": "not_applicable"}
+    return [
+        Measurement("val_loss", run.final_loss, "nats/token", run.facts),
+        _step_time(run),
+        Measurement("peak_gb", run.peak_gb, "GB", run.facts, **memory),
+    ]
+
+
+def _step_time(run: TrainedRun) -> Measurement:
+    if not run.step_seconds:  # a run resumed past the timed steps
+        return Measurement("step_s", None, "s", run.facts, status="not_applicable")
+    return Measurement("step_s", statistics.median(run.step_seconds), "s", run.facts, run.step_stats)
+
+
+def loss_curve(job: Job, settings: TrainSettings, context: Context) -> list[Measurement]:
+    """Validation loss by optimizer step (AdaSplash, figure 6)."""
+    run = trained(settings, job, context)
+    return [Measurement("val_loss", loss, "nats/token", {"step": step, **run.facts})
+            for step, loss in sorted(run.curve.items())]  # fmt: skip
+
+
+def nonzero_ratio(job: Job, settings: NonzeroSettings, context: Context) -> list[Measurement]:
+    """Share of attention weights above zero, by layer and head, on one held-out input (AdaSplash, figure 4)."""
+    run = trained(settings, job, context)
+    data = TextDataModule(settings, context.data_root, context.workspace / "data", job.seed or 0)
+    data.setup()
+    window = data.valid_blocks[0][: settings.probe.tokens][None]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    ratios = nonzero_ratios(run.load_model().to(device), window.to(device))
+    return [
+        Measurement("nonzero_ratio", float(value), "ratio",
+                    {"layer": layer, "head": head, "tokens": settings.probe.tokens, **run.facts})
+        for layer, heads in sorted(ratios.items())
+        for head, value in enumerate(heads.tolist())
+    ]  # fmt: skip
+
+
+PROGRAMS = {
+    "train": Program(TrainSettings, _jobs, train, _identity, _obstacle),
+    "loss_curve": Program(TrainSettings, _jobs, loss_curve, _identity, _obstacle),
+    "nonzero_ratio": Program(NonzeroSettings, _entmax_jobs, nonzero_ratio, _identity, _obstacle),
+}

@@ -1,0 +1,151 @@
+"""Settings of the language-modelling experiments, as their configs spell them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tasks.data.specs import TextSpec, TokenizerSpec
+
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+ATTENTIONS = ("sdpa", "adasplash")
+
+
+def _at_least(minimum: float, **values: float) -> None:
+    for name, value in values.items():
+        if value < minimum:
+            raise ValueError(f"{name}: got {value}, allowed is {minimum} or more")
+
+
+@dataclass(frozen=True)
+class Data(TextSpec):
+    """Text to train on, and how much of it is used; null is all."""
+
+    max_train_tokens: int | None = None
+    max_valid_tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class Model:
+    """Size of a GPT-2 model; its vocabulary is the tokenizer's."""
+
+    n_layer: int
+    n_head: int
+    n_embd: int
+    context: int
+
+    def __post_init__(self) -> None:
+        _at_least(1, n_layer=self.n_layer, n_head=self.n_head, context=self.context)
+        if self.n_embd < 1 or self.n_embd % self.n_head:
+            raise ValueError(f"n_embd: got {self.n_embd}, allowed is a multiple of n_head ({self.n_head})")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """alpha moving linearly from ``start`` to ``end`` over the first ``steps`` optimizer steps."""
+
+    start: float
+    end: float
+    steps: int
+
+    def __post_init__(self) -> None:
+        for name, value in (("start", self.start), ("end", self.end)):
+            if not 1 <= value <= 2:
+                raise ValueError(f"{name}: got {value}, allowed is 1 (softmax) to 2 (sparsemax)")
+        _at_least(1, steps=self.steps)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One system of the table: which attention, and its alpha."""
+
+    attention: str
+    alpha: float = 1.5
+    method: str = "auto"
+    layers: tuple[int, ...] | None = None
+    alpha_schedule: Schedule | None = None
+
+    def __post_init__(self) -> None:
+        if self.attention not in ATTENTIONS:
+            raise ValueError(f"attention: got {self.attention!r}, allowed are {', '.join(ATTENTIONS)}")
+        if not 1 <= self.alpha <= 2:
+            raise ValueError(f"alpha: got {self.alpha}, allowed is 1 (softmax) to 2 (sparsemax)")
+        if self.attention == "sdpa" and self.alpha_schedule is not None:
+            raise ValueError("alpha_schedule: goes with attention adasplash, not with sdpa")
+
+
+@dataclass(frozen=True)
+class Train:
+    """The recipe. ``batch_size`` counts sequences per optimizer step over all devices."""
+
+    steps: int
+    batch_size: int
+    micro_batch_size: int
+    lr: float
+    betas: tuple[float, ...]
+    weight_decay: float
+    clip: float
+    warmup_steps: int
+    final_lr: float
+    precision: str
+    eval_every: int
+    seeds: tuple[int, ...]
+    timing_skip_steps: int
+    timing_steps: int
+    checkpoint_every: int
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        _at_least(1, steps=self.steps, batch_size=self.batch_size, micro_batch_size=self.micro_batch_size,
+                  eval_every=self.eval_every, timing_steps=self.timing_steps, checkpoint_every=self.checkpoint_every)
+        _at_least(0, lr=self.lr, weight_decay=self.weight_decay, clip=self.clip, warmup_steps=self.warmup_steps,
+                  final_lr=self.final_lr, timing_skip_steps=self.timing_skip_steps)
+        if self.batch_size % self.micro_batch_size:
+            raise ValueError(f"batch_size: got {self.batch_size}, allowed is a multiple of micro_batch_size "
+                             f"({self.micro_batch_size})")
+        if len(self.betas) != 2 or not all(0 <= b < 1 for b in self.betas):
+            raise ValueError(f"betas: got {list(self.betas)}, allowed are two numbers in [0, 1)")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision: got {self.precision!r}, allowed are {', '.join(PRECISIONS)}")
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds: got {list(self.seeds)}, allowed is one or more distinct integers")
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """What ``program: train`` and ``program: loss_curve`` take."""
+
+    data: Data
+    tokenizer: TokenizerSpec
+    model: Model
+    variants: dict[str, Variant]
+    train: Train
+
+    def __post_init__(self) -> None:
+        if not self.variants:
+            raise ValueError("variants: empty, name at least one system")
+        for name, variant in self.variants.items():
+            if variant.layers is not None and not all(0 <= i < self.model.n_layer for i in variant.layers):
+                raise ValueError(f"variants.{name}.layers: got {list(variant.layers)}, allowed are 0 to "
+                                 f"{self.model.n_layer - 1}")
+
+
+@dataclass(frozen=True)
+class Probe:
+    """The input whose attention is inspected: the first ``tokens`` of the validation text."""
+
+    tokens: int
+
+    def __post_init__(self) -> None:
+        _at_least(1, tokens=self.tokens)
+
+
+@dataclass(frozen=True)
+class NonzeroSettings(TrainSettings):
+    """What ``program: nonzero_ratio`` takes."""
+
+    probe: Probe
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.probe.tokens > self.model.context:
+            raise ValueError(f"probe.tokens: got {self.probe.tokens}, allowed is 1 to context, {self.model.context}")

@@ -1,0 +1,181 @@
+"""One training run, from a variant and a seed to a trained model. Runs are kept, shared and resumed by their key."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import statistics
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar
+from pytorch_lightning.loggers import CSVLogger
+from transformers import GPT2LMHeadModel
+from transformers.utils import logging as transformers_logging
+
+from tasks.errors import UserError
+from tasks.language_modeling.callbacks import LossCurve, StepTimer
+from tasks.language_modeling.data import TextDataModule
+from tasks.language_modeling.module import CausalLanguageModel, build_model
+from tasks.language_modeling.settings import TrainSettings, Variant
+from tasks.models.alpha_schedule import AlphaSchedule
+from tasks.programs import Context, Job
+from tasks.records import code_sha256, environment, sha256_of
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A finished run.
+
+    Attributes:
+        folder: holds the model (safetensors) and the logs.
+        curve: optimizer step to validation loss, nats a token.
+        step_seconds: wall time of the timed optimizer steps.
+        peak_gb: most memory the GPU's allocator held, in GB (10^9 bytes); None on a CPU.
+        facts: what a record says of the run: data, tokenizer, parameters, tokens.
+    """
+
+    folder: Path
+    curve: dict[int, float]
+    step_seconds: list[float]
+    peak_gb: float | None
+    facts: dict[str, Any]
+
+    @property
+    def final_loss(self) -> float:
+        return self.curve[max(self.curve)]
+
+    @property
+    def step_stats(self) -> dict[str, float] | None:
+        """n, min, max and standard deviation of the timed steps, seconds."""
+        s = self.step_seconds
+        return {"n": len(s), "min": min(s), "max": max(s), "std": statistics.pstdev(s)} if s else None
+
+    def load_model(self) -> GPT2LMHeadModel:
+        """Return the trained model on the CPU, in evaluation mode, with the attention it was trained with."""
+        attention = self.facts["attention"]
+        return GPT2LMHeadModel.from_pretrained(self.folder / "model", attn_implementation=attention).eval()
+
+
+def trained(settings: TrainSettings, job: Job, context: Context) -> TrainedRun:
+    """Return the finished run of a variant and seed, training it if it is not there yet.
+
+    The key is a hash of everything that decides the outcome, so several tables and figures share one training. A
+    run that was interrupted goes on from its last checkpoint.
+
+    Raises:
+        UserError: the data or settings are wrong, or the workspace cannot be written.
+    """
+    assert job.seed is not None
+    variant = settings.variants[job.system]
+    data = TextDataModule(settings, context.data_root, context.workspace / "data", job.seed, context.say)
+    data.prepare_data()
+    caps = [settings.data.max_train_tokens, settings.data.max_valid_tokens]
+    key = sha256_of({"train": asdict(settings.train) | {"seeds": None}, "model": asdict(settings.model),
+                     "variant": asdict(variant), "seed": job.seed, "code": code_sha256(), "env": environment(),
+                     "caps": caps, **data.identity})  # fmt: skip
+    folder = context.workspace / "language_modeling" / f"{job.system}-seed{job.seed}-{key[:12]}"
+    finished = _load(folder)
+    if finished is not None:
+        context.say(f"{job}: already trained for another table or figure")
+        return finished
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return _train(settings, variant, job, data, folder, context.say)
+    except OSError as error:
+        raise UserError(f"{folder}: training cannot be saved: {error.strerror or error}") from error
+
+
+def _train(settings: TrainSettings, variant: Variant, job: Job, data: TextDataModule, folder: Path,
+           say: Callable[[str], None]) -> TrainedRun:  # fmt: skip
+    recipe = settings.train
+    _quiet_libraries()
+    pl.seed_everything(job.seed, verbose=False)
+    assert data.tokenizer is not None
+    model = build_model(settings.model, variant, data.tokenizer.vocab_size)
+    parameters = sum(p.numel() for p in model.parameters())
+    step = f"{recipe.batch_size} x {settings.model.context} tokens"
+    say(f"{job}: {parameters:,} parameters, {recipe.steps} steps of {step}")
+    module = CausalLanguageModel(model, recipe)
+    if recipe.compile:
+        module.compile()
+    curve = LossCurve(say, str(job), recipe.steps)
+    timer = StepTimer(recipe.timing_skip_steps, recipe.timing_steps)
+    saver = ModelCheckpoint(folder / "checkpoints", filename="last", every_n_train_steps=recipe.checkpoint_every,
+                            save_top_k=1, enable_version_counter=False)  # fmt: skip
+    callbacks: list[pl.Callback] = [curve, timer, saver]
+    if variant.alpha_schedule is not None:
+        callbacks.append(AlphaSchedule(**asdict(variant.alpha_schedule)))
+    interactive = sys.stderr.isatty()
+    if interactive:
+        callbacks.append(RichProgressBar())
+    accumulate = recipe.batch_size // recipe.micro_batch_size
+    trainer = pl.Trainer(
+        max_steps=recipe.steps, max_epochs=1, accelerator="auto", devices=1, precision=recipe.precision,
+        accumulate_grad_batches=accumulate, gradient_clip_val=recipe.clip or None,
+        val_check_interval=recipe.eval_every * accumulate, num_sanity_val_steps=0, callbacks=callbacks,
+        logger=CSVLogger(folder, name="", version=""), log_every_n_steps=max(1, recipe.eval_every // 5),
+        enable_progress_bar=interactive, enable_model_summary=False, default_root_dir=folder,
+    )  # fmt: skip
+    checkpoint = folder / "checkpoints" / "last.ckpt"
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    if checkpoint.exists():
+        say(f"{job}: resuming from an earlier, interrupted run")
+    trainer.fit(module, datamodule=data, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=True)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    if recipe.steps not in curve.points:  # eval_every does not divide the number of steps
+        trainer.validate(module, datamodule=data, verbose=False)
+        curve.points[recipe.steps] = float(trainer.callback_metrics["val_loss"])
+    model.save_pretrained(folder / "model")
+    peak = torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else None
+    facts = {"data": data.identity["data"], "data_sha256": data.identity["data_sha256"],
+             "tokenizer": data.identity["tokenizer"], "parameters": parameters,
+             "train_tokens": recipe.steps * recipe.batch_size * settings.model.context,
+             "valid_tokens": len(data.valid_blocks) * settings.model.context, "context": settings.model.context,
+             "attention": variant.attention}  # fmt: skip
+    run = TrainedRun(folder, dict(curve.points), list(timer.seconds), peak, facts)
+    _save(run)
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # the model is saved; optimizer state is not needed
+    return run
+
+
+def _save(run: TrainedRun) -> None:
+    content = {**asdict(run), "folder": None}
+    partial = run.folder / "run.json.partial"
+    partial.write_text(json.dumps(content, indent=1))
+    os.replace(partial, run.folder / "run.json")  # its presence says that the run is complete
+
+
+def _load(folder: Path) -> TrainedRun | None:
+    try:
+        content = json.loads((folder / "run.json").read_text())
+        curve = {int(step): float(loss) for step, loss in content["curve"].items()}
+        return TrainedRun(**{**content, "folder": folder, "curve": curve})
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, KeyError, OSError) as error:
+        logging.getLogger(__name__).warning("%s: unreadable (%s); training again", folder / "run.json", error)
+        return None
+
+
+def _quiet_libraries() -> None:
+    """Send the libraries' remarks to the log file: the screen is for progress."""
+    transformers_logging.disable_default_handler()
+    transformers_logging.enable_propagation()
+    transformers_logging.disable_progress_bar()
+    for name in ("pytorch_lightning", "lightning"):
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = True
+    # The data is a memory map and the loader has no work to spread; the advice to add workers does not apply.
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")

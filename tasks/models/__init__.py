@@ -1,0 +1,1 @@
+"""Parts of models and of their training that the task families share."""

@@ -1,0 +1,102 @@
+"""What a task family offers the runner, and how the runner finds it.
+
+A family's ``run.py`` holds ``PROGRAMS``, a mapping from the names that configs use to :class:`Program`. A program
+turns settings into jobs and a job into measurements; records, resuming and rendering are none of its business.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tasks.config import Experiment
+from tasks.errors import NotImplementedYet
+from tasks.records import Measurement
+
+_PACKAGES = {"ruler": "tasks.long_context.ruler", "helmet": "tasks.long_context.helmet"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """The smallest piece of work that is recorded, skipped or repeated as a whole."""
+
+    system: str
+    seed: int | None = None
+
+    def __str__(self) -> str:
+        return self.system if self.seed is None else f"{self.system} (seed {self.seed})"
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a job may use beside its settings.
+
+    Attributes:
+        workspace: folder for caches, checkpoints and logs; anything there may be deleted between runs.
+        data_root: the local data folder, if one was given.
+        say: prints one line of progress.
+    """
+
+    workspace: Path
+    data_root: Path | None
+    say: Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Program:
+    """One way of running experiments.
+
+    Attributes:
+        settings: the dataclass that the settings of a scale must fit.
+        jobs: settings to the jobs they ask for.
+        run: one job to its measurements.
+        identity: settings and data root to what else decides the outcome, such as the data source used; part of
+            the config hash, so other data means other records.
+        obstacle: settings and data root to why this machine cannot run them, or None.
+    """
+
+    settings: type
+    jobs: Callable[[Any], Sequence[Job]]
+    run: Callable[[Job, Any, Context], list[Measurement]]
+    identity: Callable[[Any, Path | None], dict[str, Any]] = lambda settings, data_root: {}
+    obstacle: Callable[[Any, Path | None], str | None] = lambda settings, data_root: None
+
+
+def is_implemented(experiment: Experiment) -> bool:
+    """Tell whether code exists for the experiment's family and program."""
+    module = _run_module(experiment)
+    if module is None:
+        return False
+    return experiment.program in importlib.import_module(module).PROGRAMS
+
+
+def find_program(experiment: Experiment) -> Program:
+    """Return the program an experiment names.
+
+    Raises:
+        NotImplementedYet: the family or the program has no code.
+    """
+    module = _run_module(experiment)
+    missing = f"{experiment.file}: {experiment.id} is not implemented yet"
+    if module is None:
+        raise NotImplementedYet(f"{missing}: the family {experiment.family!r} has no code")
+    programs: dict[str, Program] = importlib.import_module(module).PROGRAMS
+    if experiment.program not in programs:
+        raise NotImplementedYet(
+            f"{missing}: the family {experiment.family!r} has no program {experiment.program!r}, only "
+            f"{', '.join(programs)}"
+        )
+    return programs[experiment.program]
+
+
+def _run_module(experiment: Experiment) -> str | None:
+    package = _PACKAGES.get(experiment.family, f"tasks.{experiment.family}")
+    try:
+        found = importlib.util.find_spec(f"{package}.run")
+    except ModuleNotFoundError:
+        found = None
+    return None if found is None else f"{package}.run"
