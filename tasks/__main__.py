@@ -92,7 +92,8 @@ def _run(options: argparse.Namespace) -> int:
     run_options = Options(options.scale, data_root, options.force, options.results.resolve())
     if options.all:
         experiments = select(find_experiments(), options.only)
-        runnable = [e for e in experiments if is_implemented(e)]
+        # An experiment comes after its base, whose runs it shares.
+        runnable = sorted((e for e in experiments if is_implemented(e)), key=lambda e: e.base is not None)
         outcomes = run_many(runnable, run_options)
         waiting = [e for e in experiments if e not in runnable]
     else:

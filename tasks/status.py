@@ -23,13 +23,12 @@ def console() -> Console:
 
 
 def print_list(experiments: Sequence[Experiment]) -> None:
-    """Print every experiment with its paper, family, scales and state."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("experiment", "paper", "item", "family", "scales", "state", "title"):
-        table.add_column(heading, no_wrap=heading != "title", overflow="fold")
-    for e in experiments:
-        table.add_row(e.id, e.paper, e.item, e.family, " ".join(SCALES), _state(e), e.title)
-    console().print(table)
+    """Print every experiment with its paper, family, scales and state, one whole line each."""
+    rows = [("experiment", "paper", "family", "scales", "state", "what it reproduces")]
+    rows += [(e.id, e.paper, e.family, " ".join(SCALES), _state(e), f"{e.item}: {e.title}") for e in experiments]
+    widths = [max(len(row[i]) for row in rows) for i in range(5)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[5], sep="  ")
     ready = sum(is_implemented(e) for e in experiments)
     print(f"{len(experiments)} experiments, {ready} of them implemented")
 

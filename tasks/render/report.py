@@ -1,0 +1,130 @@
+"""The index of all results: ``results/README.md``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tasks.config import PAPERS, REPOSITORY, SCALES, Experiment
+from tasks.records import Record
+from tasks.render.cells import written
+from tasks.render.figures import REPORTED
+from tasks.render.files import write_if_changed
+from tasks.render.grid import Grid
+from tasks.render.markdown import GENERATED, bullets, escape, section
+
+FOLD_FROM = 25  # a table with more rows is folded away in the index
+ABOUT = (
+    "Every number below was measured by the code of this repository or is quoted from the paper named beside "
+    "it. `smoke` proves that the programs run end to end, `lab` is a reduced run on one GPU, `paper` has the "
+    "settings of the paper. – means that the paper does not report the number."
+)
+
+
+@dataclass
+class Rendered:
+    """What was rendered of one experiment."""
+
+    experiment: Experiment
+    records: Mapping[str, Sequence[Record]] = field(default_factory=dict)
+    tables: list[Path] = field(default_factory=list)
+    grids: list[Grid] = field(default_factory=list)
+    figures: dict[str, list[Path]] = field(default_factory=dict)  # scale -> PNG and SVG
+    error: str | None = None
+
+    @property
+    def files(self) -> list[Path]:
+        """All files of the experiment."""
+        return self.tables + [path for pair in self.figures.values() for path in pair]
+
+
+def write_report(rendered: Sequence[Rendered], results_root: Path,
+                 implemented: Callable[[Experiment], bool]) -> Path:
+    """Write the index of ``rendered`` and return its path; links are relative to it."""
+    parts = [f"_{GENERATED}_", "# Results", ABOUT, _overview(rendered, implemented)]
+    for paper in PAPERS:
+        of_paper = [r for r in rendered if r.experiment.paper == paper]
+        if of_paper:
+            parts.append(f"## {escape(paper)}")
+        for one in of_paper:
+            parts += _chapter(one, results_root, implemented)
+    return write_if_changed(results_root / "README.md", "\n\n".join(parts) + "\n")
+
+
+def state(one: Rendered, scale: str, implemented: Callable[[Experiment], bool]) -> str:
+    """Say whether a scale was measured, and when."""
+    if one.error:
+        return "not rendered"
+    records = one.records.get(scale, ())
+    if not records:
+        return "not run" if implemented(one.experiment) else "not implemented"
+    text = f"measured {max(written(r) for r in records).date().isoformat()}"
+    failed = sum(r.status == "failed" for r in records)
+    return text + (f", {failed} of {len(records)} failed" if failed else "")
+
+
+def _overview(rendered: Sequence[Rendered], implemented: Callable[[Experiment], bool]) -> str:
+    lines = ["| Paper | Item | What | " + " | ".join(SCALES) + " |", "| --- " * (3 + len(SCALES)) + "|"]
+    for one in rendered:
+        e = one.experiment
+        cells = [escape(e.paper), f"[{escape(e.item)}](#{_anchor(e)})", escape(e.title)]
+        lines.append("| " + " | ".join(cells + [state(one, scale, implemented) for scale in SCALES]) + " |")
+    return "\n".join(lines)
+
+
+def _chapter(one: Rendered, root: Path, implemented: Callable[[Experiment], bool]) -> list[str]:
+    e = one.experiment
+    states = "; ".join(f"{scale}: {state(one, scale, implemented)}" for scale in SCALES)
+    parts = [f'<a id="{_anchor(e)}"></a>', f"### {escape(e.item)}: {escape(e.title)}",
+             f"{_config(e, root)}. {states}."]
+    if one.error:
+        return [*parts, f"**Not rendered:** {escape(one.error)}"]
+    links = [_link(path.suffix[1:], path, root) for path in one.tables]
+    if links:
+        parts.append("Table: " + ", ".join(links))
+    if one.figures:
+        parts.append("Figure: " + "; ".join(
+            f"{scale} " + ", ".join(_link(path.suffix[1:], path, root) for path in pair)
+            for scale, pair in one.figures.items()))
+    best = _best(one.figures)
+    if best:
+        alt = f"{escape(e.paper)}, {escape(e.item)}, {'the paper’s numbers' if best == REPORTED else best}"
+        parts.append(f"![{alt}]({_relative(one.figures[best][0], root)})")
+    if one.grids:
+        parts.append(_inline(one.grids[-1]))  # grids follow the scales, the most telling one comes last
+    if not one.figures and not one.grids:
+        parts.append("Nothing to draw yet: no records here, and no public numbers of the paper.")
+    if e.notes:
+        parts.append("Notes:\n\n" + bullets(e.notes))
+    return parts
+
+
+def _inline(grid: Grid) -> str:
+    if len(grid.rows) <= FOLD_FROM:
+        return section(grid)
+    return f"<details><summary>Table, {len(grid.rows)} rows</summary>\n\n{section(grid)}\n\n</details>"
+
+
+def _best(figures: Mapping[str, Sequence[Path]]) -> str | None:
+    return next((scale for scale in (*reversed(SCALES), REPORTED) if scale in figures), None)
+
+
+def _anchor(experiment: Experiment) -> str:
+    return experiment.id.replace("/", "-")
+
+
+def _config(experiment: Experiment, root: Path) -> str:
+    """Name the config, with a link where config and results lie in one repository."""
+    inside = experiment.path.is_relative_to(REPOSITORY) and root.resolve().is_relative_to(REPOSITORY)
+    name = f"`{experiment.id}`"
+    return f"[{name}]({os.path.relpath(experiment.path, root.resolve())})" if inside else name
+
+
+def _link(text: str, path: Path, root: Path) -> str:
+    return f"[{text}]({_relative(path, root)})"
+
+
+def _relative(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix()
