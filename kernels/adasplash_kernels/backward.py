@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .scores import dot, key_bounds, load_exponent, load_rows, score_tile, store_rows, weights
+from .scores import dot, key_bounds, load_exponent, load_rows, query_block, score_tile, store_rows, weights
 from .worklists.dense import key_range, query_range
 
 
@@ -22,12 +22,8 @@ def grad_query_kernel(
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Write dQ and delta = dO . O2 for one block of queries of one head."""
-    n_blocks = tl.cdiv(n_q, BLOCK_M)
-    head_index = tl.program_id(0) // n_blocks
-    pid_m = n_blocks - 1 - tl.program_id(0) % n_blocks
-    batch, head = head_index // n_heads, head_index % n_heads
+    pid_m, head_index, batch, head, rows = query_block(n_q, n_heads, BLOCK_M)
     batch64, head64, kv_head = batch.to(tl.int64), head.to(tl.int64), (head // groups).to(tl.int64)
-    rows = pid_m * BLOCK_M + tl.arange(0, BLOCK_M)
     o_base = head_index.to(tl.int64) * n_q
     q = load_rows(Q + batch64 * stride_qb + head64 * stride_qh, rows, stride_qn, n_q, D, BLOCK_D)
     d_out = load_rows(DOut + batch64 * stride_ob + head64 * stride_oh, rows, stride_on, n_q, D, BLOCK_D)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .scores import dot, key_bounds, load_exponent, load_rows, score_tile, store_rows, weights
+from .scores import dot, key_bounds, load_exponent, load_rows, query_block, score_tile, store_rows, weights
 from .worklists.dense import key_range
 
 
@@ -18,12 +18,8 @@ def output_kernel(
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Write O (and O2) for one block of queries of one head, both contiguous (B, H, N_q, D)."""
-    n_blocks = tl.cdiv(n_q, BLOCK_M)
-    head_index = tl.program_id(0) // n_blocks
-    pid_m = n_blocks - 1 - tl.program_id(0) % n_blocks  # the longest causal rows first
-    batch, head = head_index // n_heads, head_index % n_heads
+    pid_m, head_index, batch, head, rows = query_block(n_q, n_heads, BLOCK_M)
     kv_head = (head // groups).to(tl.int64)
-    rows = pid_m * BLOCK_M + tl.arange(0, BLOCK_M)
     q = load_rows(Q + batch.to(tl.int64) * stride_qb + head.to(tl.int64) * stride_qh, rows, stride_qn, n_q, D, BLOCK_D)
     k_base = K + batch.to(tl.int64) * stride_kb + kv_head * stride_kh
     v_base = V + batch.to(tl.int64) * stride_vb + kv_head * stride_vh

@@ -18,6 +18,19 @@ def dot(a, b, acc):
 
 
 @triton.jit
+def query_block(n_q, n_heads, BLOCK_M: tl.constexpr):
+    """Return this program's block of queries: its index, its head counted over the batch, batch, head, positions.
+
+    The last blocks come first: causal rows are longest there, and starting with them evens out the end.
+    """
+    n_blocks = tl.cdiv(n_q, BLOCK_M)
+    head_index = tl.program_id(0) // n_blocks
+    pid_m = n_blocks - 1 - tl.program_id(0) % n_blocks
+    rows = pid_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    return pid_m, head_index, head_index // n_heads, head_index % n_heads, rows
+
+
+@triton.jit
 def load_rows(base, rows, stride_row, n_rows, D: tl.constexpr, BLOCK_D: tl.constexpr):
     """Load (rows, BLOCK_D) from a matrix of row pitch ``stride_row``; out-of-range rows and columns are zero."""
     cols = tl.arange(0, BLOCK_D)

@@ -10,7 +10,7 @@ from tasks.errors import UserError
 from tasks.records import read_records, records_path
 from tasks.render.figures import render_figures
 from tasks.render.metrics import load_metrics
-from tasks.render.report import Rendered, write_report
+from tasks.render.report import Rendered, write_overview, write_report
 from tasks.render.tables import render_tables
 
 __all__ = ["render_all", "render_experiment"]
@@ -37,8 +37,14 @@ def render_experiment(experiment: Experiment, results_root: Path,
 
 
 def render_all(experiments: Iterable[Experiment], results_root: Path,
-               implemented: Callable[[Experiment], bool]) -> list[Path]:
+               implemented: Callable[[Experiment], bool], readme: Path | None = None) -> list[Path]:
     """Write tables and figures of all experiments and ``README.md``, the index.
+
+    Args:
+        experiments: what to render.
+        results_root: holds ``records/`` and receives everything else.
+        implemented: tells whether an experiment has code that runs it.
+        readme: another README that carries the overview between marks (see report.py); None leaves it alone.
 
     Returns:
         All rendered files, the index last.
@@ -54,6 +60,8 @@ def render_all(experiments: Iterable[Experiment], results_root: Path,
         except UserError as error:
             rendered.append(Rendered(experiment, error=str(error).replace(f"{results_root}/", "")))
     index = write_report(rendered, results_root, implemented)
+    if readme is not None:
+        write_overview(readme, rendered, results_root, implemented)
     broken = [f"{one.experiment.id}: {one.error}" for one in rendered if one.error]
     if broken:
         raise UserError("not rendered: " + "; ".join(broken))

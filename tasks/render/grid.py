@@ -108,11 +108,11 @@ class Grid:
 
 
 def paper_text(cell: Cell, metric: Metric) -> str:
-    """Write the paper's number."""
+    """Write the paper's number with the digits it has there; trailing zeros are lost."""
     if cell.paper is None:
         return NOT_REPORTED
     status = cell.paper["status"]
-    return metric.text(cell.paper["value"]) if status == "ok" else STATUS_TEXT[status]
+    return f"{cell.paper['value']:.12g}" if status == "ok" else STATUS_TEXT[status]
 
 
 def measured_text(cell: Cell, metric: Metric) -> str:

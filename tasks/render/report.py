@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tasks.config import PAPERS, REPOSITORY, SCALES, Experiment
+from tasks.errors import UserError
 from tasks.records import Record
 from tasks.render.cells import written
 from tasks.render.figures import REPORTED
@@ -15,6 +16,7 @@ from tasks.render.files import write_if_changed
 from tasks.render.grid import Grid
 from tasks.render.markdown import GENERATED, bullets, escape, section
 
+MARKS = ("<!-- reproduced: begin -->", "<!-- reproduced: end -->")  # of the overview in the repository's README
 FOLD_FROM = 25  # a table with more rows is folded away in the index
 ABOUT = (
     "Every number below was measured by the code of this repository or is quoted from the paper named beside "
@@ -65,11 +67,30 @@ def state(one: Rendered, scale: str, implemented: Callable[[Experiment], bool]) 
     return text + (f", {failed} of {len(records)} failed" if failed else "")
 
 
-def _overview(rendered: Sequence[Rendered], implemented: Callable[[Experiment], bool]) -> str:
+def write_overview(readme: Path, rendered: Sequence[Rendered], results_root: Path,
+                   implemented: Callable[[Experiment], bool]) -> Path:
+    """Put the overview, linked to the index, between the two marks of a README and return its path.
+
+    Raises:
+        UserError: the file is missing or lacks the marks.
+    """
+    try:
+        before, rest = readme.read_text(encoding="utf-8").split(MARKS[0])
+        after = rest.split(MARKS[1])[1]
+    except FileNotFoundError:
+        raise UserError(f"{readme}: no such file") from None
+    except (ValueError, IndexError):
+        raise UserError(f"{readme}: needs the marks {MARKS[0]} and {MARKS[1]}, once each") from None
+    index = os.path.relpath(results_root.resolve() / "README.md", readme.resolve().parent)
+    table = _overview(rendered, implemented, index)
+    return write_if_changed(readme, f"{before}{MARKS[0]}\n{table}\n{MARKS[1]}{after}")
+
+
+def _overview(rendered: Sequence[Rendered], implemented: Callable[[Experiment], bool], index: str = "") -> str:
     lines = ["| Paper | Item | What | " + " | ".join(SCALES) + " |", "| --- " * (3 + len(SCALES)) + "|"]
     for one in rendered:
         e = one.experiment
-        cells = [escape(e.paper), f"[{escape(e.item)}](#{_anchor(e)})", escape(e.title)]
+        cells = [escape(e.paper), f"[{escape(e.item)}]({index}#{_anchor(e)})", escape(e.title)]
         lines.append("| " + " | ".join(cells + [state(one, scale, implemented) for scale in SCALES]) + " |")
     return "\n".join(lines)
 

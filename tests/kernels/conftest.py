@@ -14,7 +14,10 @@ def poisoned_empty(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     empty, empty_like = torch.empty, torch.empty_like
 
     def poison(x: torch.Tensor) -> torch.Tensor:
-        return x.fill_(float("nan")) if x.is_floating_point() and type(x) is torch.Tensor else x
+        if not x.is_floating_point() or type(x) is not torch.Tensor:  # fake tensors hold nothing
+            return x
+        with torch.no_grad():
+            return x.fill_(float("nan"))
 
     monkeypatch.setattr(torch, "empty", lambda *a, **k: poison(empty(*a, **k)))
     monkeypatch.setattr(torch, "empty_like", lambda *a, **k: poison(empty_like(*a, **k)))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..scores import key_bounds, load_exponent, load_rows, score_tile, weights
+from ..scores import key_bounds, load_exponent, load_rows, query_block, score_tile, weights
 from ..worklists.dense import key_range
 
 
@@ -56,11 +56,7 @@ def halley_kernel(
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Write theta for one block of queries of one head; ``+inf`` for rows that may see no key."""
-    n_blocks = tl.cdiv(n_q, BLOCK_M)
-    head_index = tl.program_id(0) // n_blocks
-    pid_m = n_blocks - 1 - tl.program_id(0) % n_blocks  # the longest causal rows first
-    batch, head = head_index // n_heads, head_index % n_heads
-    rows = pid_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    pid_m, head_index, batch, head, rows = query_block(n_q, n_heads, BLOCK_M)
     q = load_rows(Q + batch.to(tl.int64) * stride_qb + head.to(tl.int64) * stride_qh, rows, stride_qn, n_q, D, BLOCK_D)
     k_base = K + batch.to(tl.int64) * stride_kb + (head // groups).to(tl.int64) * stride_kh
     a = load_exponent(Alpha, head, alpha_stride, ALPHA)
@@ -76,13 +72,16 @@ def halley_kernel(
 
     empty = top == float("-inf")
     low = tl.where(empty, 0.0, top)
-    log_n = tl.log(tl.maximum(key_end - key_start, 1).to(tl.float32))
+    seen = tl.zeros((BLOCK_M,), tl.int32) + (key_end - key_start)
+    if CAUSAL:
+        seen = tl.minimum(seen, rows + (n_k - n_q) + 1 - key_start)
+    log_n = tl.log(tl.maximum(seen, 1).to(tl.float32))
     x = a * log_n
     # (1 - e^(-x)) / a, by its series where the difference would cancel
     width = tl.where(x < 1e-3, log_n * (1.0 - 0.5 * x), (1.0 - tl.exp(-x)) / tl.where(x < 1e-3, 1.0, a))
     high = low + width * 1.000001 + 1e-6 + tl.abs(low) * 1e-6
     low = low - tl.abs(low) * 1e-6
-    theta = low
+    theta = 0.5 * (low + high)
 
     # Past this error the step just taken leaves less than float32 resolves: Halley's error is cubic in it.
     tolerance = tl.maximum(1e-6, 5e-7 * tl.abs(low))
