@@ -7,10 +7,14 @@ import fnmatch
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from tasks.config import CONFIGS, SCALES, Experiment, find_experiments, load_experiment
-from tasks.errors import ConfigError, UserError
+from tasks.config import CONFIGS, REPOSITORY, SCALES, Experiment, find_experiments, load_experiment
+from tasks.errors import ConfigError, NotImplementedYet, UserError
 from tasks.records import RESULTS
+
+if TYPE_CHECKING:
+    from tasks.runner import Options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -19,11 +23,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return options.command(options)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print("error: " + " ".join(str(error).split("\n")), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\ninterrupted; finished jobs are recorded, run the same command again to resume", file=sys.stderr)
-        return 130
+        return 130  # 128 + SIGINT, as shells have it
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -37,17 +41,18 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="run experiments, then render the results")
     run.add_argument("configs", nargs="*", type=Path, metavar="CONFIG", help="config files; or --all")
     run.add_argument("--all", action="store_true", help="every config that has code")
-    run.add_argument("--only", metavar="PATTERN", help="with --all: part of an id or family, or a pattern")
+    run.add_argument("--only", metavar="PATTERN", help="with --all: part of an id or family, or a shell pattern")
     run.add_argument("--scale", choices=SCALES, default="smoke", help="default: smoke")
     run.add_argument("--data-root", metavar="DIR", help="folder with local data; default: ADASPLASH_DATA")
     run.add_argument("--force", action="store_true", help="run again what has up-to-date records")
     run.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help="default: results/")
     run.add_argument("--no-render", action="store_true", help="leave tables and figures as they are")
-    run.add_argument("--quiet", action="store_true", help=argparse.SUPPRESS)
+    run.add_argument("--outcome", type=Path, help=argparse.SUPPRESS)  # how run_many's children answer
     run.set_defaults(command=_run)
 
     render = commands.add_parser("render", help="draw tables, figures and results/README.md from the records")
     render.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help="default: results/")
+    render.add_argument("--readme", action="store_true", help="also the overview in the repository's README.md")
     render.set_defaults(command=_render)
 
     doctor = commands.add_parser("doctor", help="what this machine has, and what each scale can run here")
@@ -79,14 +84,15 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    if bool(options.configs) == options.all:
-        raise ConfigError("run: name config files, or give --all (not both)")
     if options.only and not options.all:
         raise ConfigError("--only: goes with --all")
+    if bool(options.configs) == options.all:
+        given = "both" if options.all else "neither"
+        raise ConfigError(f"run: got {given}, allowed are either config files or --all (python -m tasks list)")
     from tasks.data.sources import find_data_root
     from tasks.programs import find_program, is_implemented
-    from tasks.runner import DONE, EXIT_SKIPPED, FAILED, SKIPPED, Options, run_experiment, run_many
-    from tasks.status import print_outcome, print_summary
+    from tasks.runner import FAILED, Options, run_experiment, run_many
+    from tasks.status import print_files, print_summary
 
     data_root = find_data_root(options.data_root)
     run_options = Options(options.scale, data_root, options.force, options.results.resolve())
@@ -94,6 +100,8 @@ def _run(options: argparse.Namespace) -> int:
         experiments = select(find_experiments(), options.only)
         # An experiment comes after its base, whose runs it shares.
         runnable = sorted((e for e in experiments if is_implemented(e)), key=lambda e: e.base is not None)
+        if not runnable:
+            raise NotImplementedYet(f"--only: not implemented yet: {', '.join(e.id for e in experiments)}")
         outcomes = run_many(runnable, run_options)
         waiting = [e for e in experiments if e not in runnable]
     else:
@@ -101,31 +109,44 @@ def _run(options: argparse.Namespace) -> int:
         for experiment in experiments:
             find_program(experiment)  # before anything runs: every one must have code
         waiting = []
+        if options.outcome:
+            return _run_for_parent(experiments[0], run_options, options.outcome)
         if len(experiments) == 1:
             outcomes = [run_experiment(experiments[0], run_options)]
         else:
             outcomes = run_many(experiments, run_options)
-    if options.quiet:
-        print_outcome(outcomes[0])
-        return {DONE: 0, SKIPPED: EXIT_SKIPPED}.get(outcomes[0].state, 1)
-    files = [] if options.no_render else _render_into(options.results)
-    print_summary(outcomes, waiting, files, options.results)
+    print_summary(outcomes, waiting)  # before rendering, which may find fault with a record or config
+    if not options.no_render:
+        print_files(outcomes, _render_into(options.results), options.results)
     return 1 if any(o.state == FAILED for o in outcomes) else 0
+
+
+def _run_for_parent(experiment: Experiment, run_options: Options, note: Path) -> int:
+    """Run one experiment as the child of ``run --all``, which prints the outcome."""
+    from tasks.runner import FAILED, run_experiment, write_outcome
+
+    try:
+        outcome = run_experiment(experiment, run_options)
+    except UserError as error:
+        write_outcome(note, FAILED, str(error))
+        return 2
+    write_outcome(note, outcome.state, outcome.detail)
+    return 1 if outcome.state == FAILED else 0
 
 
 def _render(options: argparse.Namespace) -> int:
     from tasks.runner import shown
 
-    files = _render_into(options.results)
+    files = _render_into(options.results, REPOSITORY / "README.md" if options.readme else None)
     print(f"{len(files)} files rendered; the index is {shown(Path(options.results).resolve() / 'README.md')}")
     return 0
 
 
-def _render_into(results: Path) -> list[Path]:
+def _render_into(results: Path, readme: Path | None = None) -> list[Path]:
     from tasks.programs import is_implemented
     from tasks.render import render_all
 
-    return render_all(find_experiments(CONFIGS), results, is_implemented)
+    return render_all(find_experiments(CONFIGS), results, is_implemented, readme)
 
 
 def _doctor(options: argparse.Namespace) -> int:
@@ -136,4 +157,6 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
+    # The kernels of this checkout, whose hash the records carry, also where none or others are installed.
+    sys.path.insert(0, str(REPOSITORY / "kernels"))
     sys.exit(main())

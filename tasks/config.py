@@ -8,19 +8,20 @@ file, the key, and what is allowed there.
 
 from __future__ import annotations
 
-import dataclasses
-import types
+import io
+import re
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tasks.errors import ConfigError
+from tasks.schema import Misfit, Settings, convert, from_plain, is_finite
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CONFIGS = REPOSITORY / "configs"
@@ -28,8 +29,6 @@ SCALES = ("smoke", "lab", "paper")
 PAPERS = ("AdaSplash", "AdaSplash-2")
 FAMILIES = ("kernel_bench", "language_modeling", "text_classification", "retrieval", "ruler", "helmet")
 FIGURE_KINDS = ("lines", "heatmap", "bars")
-
-Settings = TypeVar("Settings")
 
 
 @dataclass(frozen=True)
@@ -89,6 +88,15 @@ class Render:
 
 
 @dataclass(frozen=True)
+class _Layer:
+    """Settings as one place of a file gives them: ``common`` or ``scales.<scale>``."""
+
+    file: str
+    place: str
+    values: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Experiment:
     """One table or figure of a paper, as its YAML describes it."""
 
@@ -104,8 +112,7 @@ class Experiment:
     reported: Reported | None
     render: Render
     base: str | None = None
-    _common: dict[str, Any] = field(default_factory=dict, repr=False)
-    _scales: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
+    _layers: dict[str, tuple[_Layer, ...]] = field(default_factory=dict, repr=False)  # each over those before it
 
     @property
     def file(self) -> str:
@@ -116,99 +123,59 @@ class Experiment:
             return str(self.path)
 
     def settings(self, scale: str) -> dict[str, Any]:
-        """Return the plain settings of one scale: ``common`` overlaid by ``scales.<scale>``."""
+        """Return the plain settings of one scale: ``common`` overlaid by ``scales.<scale>``.
+
+        Those of a ``base`` come first, so that whatever this config says goes over them.
+        """
         if scale not in SCALES:
             raise ConfigError(f"scale: got {scale!r}, allowed are {', '.join(SCALES)}")
+        merged = OmegaConf.create({})
+        for layer in self._layers[scale]:
+            try:
+                merged = typing.cast(DictConfig, OmegaConf.merge(merged, layer.values))
+            except TypeError as error:  # OmegaConf does not say where
+                key = _clash(OmegaConf.to_container(merged), layer.values)
+                raise ConfigError(f"{layer.file}: {layer.place}{key}: a list and a mapping cannot be merged") from error
         try:
-            merged = OmegaConf.merge(OmegaConf.create(self._common), OmegaConf.create(self._scales[scale]))
             return typing.cast(dict[str, Any], OmegaConf.to_container(merged, resolve=True, throw_on_missing=True))
         except OmegaConfBaseException as error:
-            raise ConfigError(f"{self.file}: scales.{scale}: {_first_line(error)}") from error
+            raise ConfigError(f"{self._locate(scale, error.full_key or '')}: {_first_line(error)}") from error
 
     def typed_settings(self, scale: str, schema: type[Settings]) -> Settings:
         """Return the settings of one scale as an instance of the dataclass ``schema``."""
-        return from_plain(schema, self.settings(scale), f"{self.file}: scales.{scale}")
+        try:
+            return typing.cast(Settings, convert(schema, self.settings(scale)))
+        except Misfit as error:
+            raise ConfigError(f"{self._locate(scale, error.key)}: {error.reason}") from error
+
+    def _locate(self, scale: str, key: str) -> str:
+        """Name the file and place that a setting comes from, or where it is to be given if it is nowhere."""
+        nowhere = _Layer(self.file, f"scales.{scale}", {})
+        layer = next((la for la in reversed(self._layers[scale]) if _holds(la.values, key)), nowhere)
+        return f"{layer.file}: {layer.place}{'.' if key else ''}{key}"
+
+
+def _holds(values: Any, key: str) -> bool:
+    """Tell whether nested mappings hold a dotted key. A name may have a dot of its own, as entmax_1.5 does."""
+    if not isinstance(values, Mapping):
+        return True
+    return any(key == str(name) or key.startswith((f"{name}.", f"{name}[")) and _holds(value, key[len(str(name)) + 1:])
+               for name, value in values.items())
+
+
+def _clash(below: Any, above: Any) -> str:
+    """Return the dotted key at which one value is a list and the other a mapping, with a leading dot."""
+    for name in above.keys() & below.keys():
+        low, high = below[name], above[name]
+        if {type(low), type(high)} == {list, dict}:
+            return f".{name}"
+        if isinstance(low, dict) and isinstance(high, dict) and (found := _clash(low, high)):
+            return f".{name}{found}"
+    return ""
 
 
 def _first_line(error: BaseException) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-
-
-def from_plain(schema: type[Settings], values: Any, where: str) -> Settings:
-    """Build the dataclass ``schema`` from parsed YAML, refusing unknown and missing keys and wrong types.
-
-    Args:
-        schema: a dataclass; nested dataclasses, ``X | None``, ``tuple[X, ...]``, ``dict[str, X]`` and scalars
-            are understood. ``float`` accepts whole numbers; nothing else is converted.
-        values: the parsed YAML.
-        where: file and key that messages begin with.
-
-    Raises:
-        ConfigError: naming the file, the key, what was given and what is allowed.
-    """
-    return _convert(schema, values, where)
-
-
-def _convert(kind: Any, value: Any, where: str) -> Any:
-    origin = typing.get_origin(kind)
-    if kind is Any:
-        return value
-    if origin in (typing.Union, types.UnionType):
-        options = typing.get_args(kind)
-        if value is None:
-            if type(None) in options:
-                return None
-        else:
-            return _convert(next(o for o in options if o is not type(None)), value, where)
-    elif origin is tuple:
-        if isinstance(value, list | tuple):
-            return tuple(_convert(typing.get_args(kind)[0], v, f"{where}[{i}]") for i, v in enumerate(value))
-    elif origin is dict:
-        if isinstance(value, Mapping):
-            return {_convert(str, k, where): _convert(typing.get_args(kind)[1], v, f"{where}.{k}")
-                    for k, v in value.items()}
-    elif dataclasses.is_dataclass(kind):
-        if isinstance(value, Mapping):
-            return _convert_dataclass(kind, value, where)
-    elif kind is float:
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
-    elif isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
-        return value
-    given = "nothing" if value is None else f"{value!r} ({type(value).__name__})"
-    raise ConfigError(f"{where}: got {given}, allowed is {_describe(kind)}")
-
-
-def _convert_dataclass(schema: Any, values: Mapping[str, Any], where: str) -> Any:
-    hints = typing.get_type_hints(schema)
-    fields = {f.name: f for f in dataclasses.fields(schema) if f.init}
-    for key in values:
-        if key not in fields:
-            raise ConfigError(f"{where}.{key}: unknown key, allowed are {', '.join(fields)}")
-    converted = {}
-    for name, spec in fields.items():
-        if name in values:
-            converted[name] = _convert(hints[name], values[name], f"{where}.{name}")
-        elif spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING:
-            raise ConfigError(f"{where}.{name}: missing, expected {_describe(hints[name])}")
-    try:
-        return schema(**converted)
-    except ValueError as error:  # a schema's own checks begin with the key they speak of
-        raise ConfigError(f"{where}.{error}") from error
-
-
-def _describe(kind: Any) -> str:
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(_describe(a) for a in arguments)
-    if origin is tuple:
-        return f"a list of {_describe(arguments[0])}"
-    if origin is dict:
-        return f"a mapping to {_describe(arguments[1])}"
-    if dataclasses.is_dataclass(kind):
-        return "a mapping with the keys " + ", ".join(f.name for f in dataclasses.fields(kind))
-    names = {type(None): "null", str: "a string", int: "an integer", float: "a number", bool: "true or false"}
-    return names.get(kind, getattr(kind, "__name__", str(kind)))
 
 
 @dataclass(frozen=True)
@@ -221,12 +188,17 @@ class _ReportedFile:
         missing = {"system", "metric", "value"} - set(self.columns)
         if missing:
             raise ValueError(f"columns: must hold system, metric and value; lacks {', '.join(sorted(missing))}")
+        if len(set(self.columns)) != len(self.columns):
+            raise ValueError(f"columns: got {', '.join(self.columns)}, allowed are distinct names")
         for i, row in enumerate(self.rows):
             if len(row) != len(self.columns):
                 raise ValueError(f"rows[{i}]: has {len(row)} fields, columns names {len(self.columns)}")
-            value = row[self.columns.index("value")]
-            if value != "oom" and (isinstance(value, bool) or not isinstance(value, int | float)):
-                raise ValueError(f"rows[{i}]: value is {value!r}, allowed is a number or oom")
+            cell = dict(zip(self.columns, row, strict=True))
+            for name in ("system", "metric"):
+                if not isinstance(cell[name], str):
+                    raise ValueError(f"rows[{i}]: {name} is {cell[name]!r}, allowed is a string")
+            if cell["value"] != "oom" and not is_finite(cell["value"]):
+                raise ValueError(f"rows[{i}]: value is {cell['value']!r}, allowed is a number or oom")
 
 
 @dataclass(frozen=True)
@@ -236,7 +208,7 @@ class _RenderFile:
 
     def __post_init__(self) -> None:
         if self.table is None and self.figure is None:
-            raise ValueError("table: neither table nor figure is given, at least one is needed")
+            raise ValueError("table: missing, and figure too; at least one of them is needed")
         if self.figure is not None and self.figure.kind not in FIGURE_KINDS:
             raise ValueError(f"figure.kind: got {self.figure.kind!r}, allowed are {', '.join(FIGURE_KINDS)}")
 
@@ -258,6 +230,8 @@ class _ExperimentFile:
     base: str | None = None
 
     def __post_init__(self) -> None:
+        if not re.fullmatch(r"[\w-]+/[\w-]+", self.experiment, re.ASCII):  # it becomes a path below results/
+            raise ValueError(f"experiment: got {self.experiment!r}, allowed is folder/name in letters, digits, _ and -")
         for key, value, allowed in (("paper", self.paper, PAPERS), ("family", self.family, FAMILIES)):
             if value not in allowed:
                 raise ValueError(f"{key}: got {value!r}, allowed are {', '.join(allowed)}")
@@ -267,10 +241,10 @@ class _ExperimentFile:
         if not self.base and set(self.scales) != set(SCALES):
             missing = [s for s in SCALES if s not in self.scales][0]
             raise ValueError(f"scales.{missing}: missing, expected a mapping (it may be empty)")
-        for cell_system in {row[self.reported.columns.index("system")] for row in self.reported.rows} \
-                if self.reported else ():
-            if cell_system not in self.systems:
-                raise ValueError(f"reported.rows: system {cell_system!r} is not among systems: "
+        for i, row in enumerate(self.reported.rows if self.reported else ()):
+            system = row[self.reported.columns.index("system")]
+            if system not in self.systems:
+                raise ValueError(f"reported.rows[{i}]: system {system!r} is not among systems: "
                                  f"{', '.join(self.systems)}")
 
 
@@ -288,33 +262,29 @@ def load_experiment(path: Path, root: Path = CONFIGS) -> Experiment:
     except ValueError:
         expected = parsed.experiment  # a config outside the tree may carry any id
     if parsed.experiment != expected:
-        raise ConfigError(f"{shown}.experiment: got {parsed.experiment!r}, its place in the tree says {expected!r}")
-    common, scales = dict(parsed.common), {s: dict(parsed.scales.get(s) or {}) for s in SCALES}
-    if parsed.base:
-        common, scales = _inherit(parsed, common, scales, root, shown)
+        raise ConfigError(f"{shown}: experiment: got {parsed.experiment!r}, its place in the tree says {expected!r}")
+    below = _load_base(parsed, root, shown)._layers if parsed.base else {}
+    layers = {s: (*below.get(s, ()), _Layer(shown, "common", parsed.common),
+                  _Layer(shown, f"scales.{s}", parsed.scales.get(s) or {})) for s in SCALES}
     reported = parsed.reported and Reported(parsed.reported.source, parsed.reported.columns, parsed.reported.rows)
     return Experiment(
         path=path.resolve(), id=parsed.experiment, paper=parsed.paper, item=parsed.item, title=parsed.title,
         family=parsed.family, program=parsed.program, notes=parsed.notes, systems=parsed.systems,
         reported=reported, render=Render(parsed.render.table, parsed.render.figure), base=parsed.base,
-        _common=common, _scales=scales,
+        _layers=layers,
     )
 
 
-def _inherit(parsed: _ExperimentFile, common: dict, scales: dict, root: Path, shown: str) -> tuple[dict, dict]:
+def _load_base(parsed: _ExperimentFile, root: Path, shown: str) -> Experiment:
+    if parsed.base == parsed.experiment:
+        raise ConfigError(f"{shown}: base: an experiment cannot be its own base")
     base_path = root / f"{parsed.base}.yaml"
     if not base_path.is_file():
-        raise ConfigError(f"{shown}.base: no experiment {parsed.base!r} among the configs")
-    if parsed.base == parsed.experiment:
-        raise ConfigError(f"{shown}.base: an experiment cannot be its own base")
+        raise ConfigError(f"{shown}: base: no experiment {parsed.base!r} among the configs (python -m tasks list)")
     base = load_experiment(base_path, root)
     if base.base:
-        raise ConfigError(f"{shown}.base: {parsed.base!r} has a base itself; name that one: {base.base!r}")
-
-    def overlay(below: dict, above: dict) -> dict:
-        return typing.cast(dict, OmegaConf.to_container(OmegaConf.merge(below, above)))
-
-    return overlay(base._common, common), {s: overlay(base._scales[s], scales[s]) for s in SCALES}
+        raise ConfigError(f"{shown}: base: {parsed.base!r} has a base itself; name that one: {base.base!r}")
+    return base
 
 
 def _shown(path: Path) -> str:
@@ -326,15 +296,21 @@ def _shown(path: Path) -> str:
 
 def _read_yaml(path: Path) -> Any:
     try:
-        return OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError(f"config: no such file: {path}") from None
     except IsADirectoryError:
         raise ConfigError(f"config: {path} is a folder, a YAML file is needed") from None
-    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
+    except OSError as error:
+        raise ConfigError(f"config: {path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{_shown(path)}: not a YAML mapping: not UTF-8 text") from error
+    try:
+        return OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=False)
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, OSError) as error:  # OSError: text, not a mapping
         mark = getattr(error, "problem_mark", None)
         line = f" (line {mark.line + 1})" if mark else ""
-        raise ConfigError(f"{_shown(path)}: not a readable YAML mapping{line}: "
+        raise ConfigError(f"{_shown(path)}: not a YAML mapping{line}: "
                           f"{getattr(error, 'problem', None) or _first_line(error)}") from error
 
 

@@ -16,6 +16,7 @@ from tasks.data.sources import DATA_ROOT_VARIABLE, find_data_root
 from tasks.errors import UserError
 from tasks.programs import find_program, is_implemented
 from tasks.records import RESULTS, environment
+from tasks.runner import one_line
 from tasks.status import console
 
 _PACKAGES = ("torch", "triton", "pytorch-lightning", "transformers", "datasets", "sentence-transformers", "mteb",
@@ -23,7 +24,12 @@ _PACKAGES = ("torch", "triton", "pytorch-lightning", "transformers", "datasets",
 
 
 def report(experiments: Sequence[Experiment], data_root: str | None = None) -> None:
-    """Print devices, versions, data, free disk, and per experiment and scale whether it can run and why not."""
+    """Print devices, versions, data, free disk, and per experiment and scale whether it can run and why not.
+
+    Raises:
+        DataError: the data root given is no folder.
+    """
+    root = find_data_root(data_root)
     found = environment()
     if found["gpu"]:
         memory = torch.cuda.get_device_properties(0).total_memory / 2**30
@@ -34,30 +40,36 @@ def report(experiments: Sequence[Experiment], data_root: str | None = None) -> N
     print("packages")
     for name in _PACKAGES:
         print(f"  {name:22} {_version(name)}")
-    root = find_data_root(data_root)
     if root is None:
         print(f"data    no local folder (--data-root or {DATA_ROOT_VARIABLE} names one); else the hub or embedded data")
     else:
         folders = sorted(p.relative_to(root).as_posix() for p in root.glob("*/*") if p.is_dir())
         print(f"data    {root}: {', '.join(folders) if folders else 'empty'}")
     print(f"disk    {shutil.disk_usage(_existing(RESULTS)).free / 2**30:.0f} GiB free for results/\n")
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("experiment", *SCALES):
-        table.add_column(heading, overflow="fold")
+    table = Table("experiment", *SCALES, box=None, pad_edge=False, header_style="bold")
+    reasons: dict[str, int] = {}  # told once each, below the table
     ready = [e for e in experiments if is_implemented(e)]
     for e in ready:
-        table.add_row(e.id, *(_verdict(e, scale, root) for scale in SCALES))
+        found_reasons = [_why_not(e, scale, root) for scale in SCALES]
+        table.add_row(e.id, *(f"no ({reasons.setdefault(r, len(reasons) + 1)})" if r else "can run"
+                              for r in found_reasons))  # fmt: skip
     console().print(table)
-    print(f"{len(experiments) - len(ready)} experiments are not implemented yet (python -m tasks list)")
+    for reason, number in reasons.items():
+        print(f"({number}) {reason}")
+    print(f"not implemented yet: {len(experiments) - len(ready)} of {len(experiments)} experiments "
+          "(python -m tasks list)")
 
 
-def _verdict(experiment: Experiment, scale: str, root: Path | None) -> str:
-    program = find_program(experiment)
+def _why_not(experiment: Experiment, scale: str, root: Path | None) -> str | None:
     try:
+        program = find_program(experiment)
         settings = experiment.typed_settings(scale, program.settings)
-        return program.obstacle(settings, root) or "can run"
+        if obstacle := program.obstacle(settings, root):
+            return obstacle
+        program.identity(settings, root)  # raises where no source of its data can serve
+        return None
     except UserError as error:
-        return str(error)
+        return one_line(error)
 
 
 def _version(distribution: str) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.config import Experiment
-from tasks.errors import NotImplementedYet
+from tasks.errors import NotImplementedYet, UserError
 from tasks.records import Measurement
 
 _PACKAGES = {"ruler": "tasks.long_context.ruler", "helmet": "tasks.long_context.helmet"}
@@ -67,11 +67,14 @@ class Program:
 
 
 def is_implemented(experiment: Experiment) -> bool:
-    """Tell whether code exists for the experiment's family and program."""
-    module = _run_module(experiment)
-    if module is None:
+    """Tell whether code exists for the experiment's family and program, be it that it lacks a package here."""
+    try:
+        find_program(experiment)
+    except NotImplementedYet:
         return False
-    return experiment.program in importlib.import_module(module).PROGRAMS
+    except UserError:
+        return True
+    return True
 
 
 def find_program(experiment: Experiment) -> Program:
@@ -79,12 +82,17 @@ def find_program(experiment: Experiment) -> Program:
 
     Raises:
         NotImplementedYet: the family or the program has no code.
+        UserError: the code needs a package that is not installed.
     """
     module = _run_module(experiment)
     missing = f"{experiment.file}: {experiment.id} is not implemented yet"
     if module is None:
         raise NotImplementedYet(f"{missing}: the family {experiment.family!r} has no code")
-    programs: dict[str, Program] = importlib.import_module(module).PROGRAMS
+    try:
+        programs: dict[str, Program] = importlib.import_module(module).PROGRAMS
+    except ImportError as error:
+        raise UserError(f"{experiment.file}: {experiment.id} cannot run here: importing {module} failed: {error}; "
+                        "pyproject.toml lists the packages it needs (extra: experiments)") from error
     if experiment.program not in programs:
         raise NotImplementedYet(
             f"{missing}: the family {experiment.family!r} has no program {experiment.program!r}, only "

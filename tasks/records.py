@@ -6,9 +6,11 @@ the disk fills, so a reader never sees half of a job. A line torn by a power cut
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
+import math
 import os
 import platform
 import subprocess
@@ -64,6 +66,8 @@ class Measurement:
             raise ValueError(f"status: got {self.status!r}, allowed are {', '.join(STATUSES)}")
         if (self.value is None) == (self.status == "ok"):
             raise ValueError(f"value: {self.metric} has value {self.value!r} with status {self.status!r}")
+        if self.value is not None and not math.isfinite(self.value):
+            raise ValueError(f"value: {self.metric} is {self.value}, allowed is a finite number")
 
 
 def records_path(root: Path, experiment_id: str, scale: str) -> Path:
@@ -89,10 +93,14 @@ def read_records(path: Path) -> list[Record]:
     records = []
     for number, line in enumerate(text.split("\n")[:-1], 1):
         try:
-            records.append(Record(**json.loads(line)))
+            records.append(Record(**json.loads(line, parse_constant=_refuse_constant)))
         except (ValueError, TypeError) as error:
             raise UserError(f"{path}:{number}: not a record: {error}") from error
     return records
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
 
 
 def append_records(path: Path, records: Iterable[Record]) -> None:
@@ -100,7 +108,7 @@ def append_records(path: Path, records: Iterable[Record]) -> None:
 
     Raises:
         UserError: the disk is full or the folder cannot be written; the file is as it was before.
-        ValueError: a value is NaN or infinite (JSON has neither).
+        ValueError, TypeError: a value is NaN or infinite, or none that JSON has; nothing is written.
     """
     lines = "".join(json.dumps(asdict(r), sort_keys=True, allow_nan=False) + "\n" for r in records)
     if not lines:
@@ -111,16 +119,17 @@ def append_records(path: Path, records: Iterable[Record]) -> None:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from error
+    size = None
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
         size = _cut_torn_line(handle)
-        try:
-            if os.write(handle, data) != len(data):
-                raise OSError(28, "no space left on the disk")
-            os.fsync(handle)
-        except OSError as error:
+        if os.write(handle, data) != len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.fsync(handle)
+    except OSError as error:
+        if size is not None:
             os.ftruncate(handle, size)
-            raise UserError(f"{path}: records not written, file left as it was: {error.strerror}") from error
+        raise UserError(f"{path}: records not written, file left as it was: {error.strerror}") from error
     finally:
         os.close(handle)
 
@@ -142,16 +151,22 @@ def sha256_of(value: Any) -> str:
 
 @lru_cache
 def code_sha256(root: Path = REPOSITORY) -> str:
-    """Hash every Python file below kernels/ and tasks/."""
+    """Hash every file below kernels/ and tasks/, whatever its kind: a prompt template decides outcomes too."""
     digest = hashlib.sha256()
     for folder in ("kernels", "tasks"):
-        for path in sorted((root / folder).rglob("*.py")):
+        for path in sorted(p for p in (root / folder).rglob("*") if _is_source(p.relative_to(root)) and p.is_file()):
             digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
 
 
+def _is_source(path: Path) -> bool:
+    """Leave out what tools leave behind: byte code, hidden files and folders, an editor's backup copies."""
+    made = any(p.startswith(".") or p == "__pycache__" or p.endswith(".egg-info") for p in path.parts)
+    return not made and path.suffix != ".pyc" and not path.name.endswith("~")
+
+
 def source_sha256(config: Path, root: Path = REPOSITORY) -> str:
-    """Hash the Python below kernels/ and tasks/ together with a config, so a copy without git is traceable."""
+    """Hash the files below kernels/ and tasks/ together with a config, so a copy without git is traceable."""
     return hashlib.sha256(code_sha256(root).encode() + config.read_bytes()).hexdigest()
 
 
@@ -219,6 +234,6 @@ class Provenance:
 
     def records(self, measurements: Iterable[Measurement]) -> list[Record]:
         """Stamp measurements with this provenance, the environment and the time."""
-        created = datetime.now(UTC).isoformat(timespec="seconds")
+        created = datetime.now(UTC).isoformat(timespec="milliseconds")  # tells one batch from the next
         shared = {**asdict(self), "env": environment(), "created": created, "git_commit": git_commit()}
         return [Record(**asdict(m), **shared) for m in measurements]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Iterator, Sequence
@@ -14,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tasks.config import REPOSITORY, Experiment
-from tasks.errors import NotImplementedYet, UserError
+from tasks.errors import ConfigError, UserError
 from tasks.programs import Context, Job, Program, find_program
 from tasks.records import (
     RESULTS,
@@ -27,8 +29,8 @@ from tasks.records import (
     source_sha256,
 )
 
-DONE, SKIPPED, FAILED, NOT_IMPLEMENTED = "done", "up to date", "failed", "not implemented"
-EXIT_SKIPPED = 10  # how a child process says that nothing was due
+DONE, SKIPPED, FAILED = "done", "up to date", "failed"
+EXIT_INTERRUPTED = 130
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,8 @@ def plan(experiment: Experiment, options: Options) -> tuple[Program, object, lis
     """Return the program, its settings, and each job with its provenance and whether it is up to date.
 
     Raises:
-        UserError: the config, the data root or a record file is wrong, or the experiment has no code.
+        UserError: the config, the data root or a record file is wrong, the experiment has no code, or something
+            is due that this machine cannot run.
     """
     program = find_program(experiment)
     settings = experiment.typed_settings(options.scale, program.settings)
@@ -74,24 +77,29 @@ def plan(experiment: Experiment, options: Options) -> tuple[Program, object, lis
         earlier = [r for r in known if provenance.matches(r)]
         fresh = bool(earlier) and all(r.status != "failed" for r in earlier if r.created == earlier[-1].created)
         jobs.append((job, provenance, fresh and not options.force))
+    where = f"{experiment.file}: scale {options.scale}"
+    if not jobs:
+        raise ConfigError(f"{where}: the settings ask for no job, allowed is one or more")
+    due = not all(fresh for _, _, fresh in jobs)
+    if due and (obstacle := program.obstacle(settings, options.data_root)):
+        raise UserError(f"{where}: cannot run here: {obstacle}")
     return program, settings, jobs
 
 
 def run_experiment(experiment: Experiment, options: Options) -> Outcome:
     """Run what is due of one experiment in this process; every job is recorded as it ends.
 
-    A job that raises leaves a ``failed`` record and the next one still runs.
+    A job that raises, or whose measurements are none or not finite, leaves a ``failed`` record and the next one
+    still runs.
 
     Raises:
-        UserError: as :func:`plan`, or the records cannot be written.
+        UserError: as :func:`plan`, a job raised it, or the records cannot be written.
     """
     started = time.monotonic()
     program, settings, jobs = plan(experiment, options)
     due = [(job, provenance) for job, provenance, fresh in jobs if not fresh]
     if not due:
-        return Outcome(experiment, SKIPPED, f"{len(jobs)} of {len(jobs)} jobs recorded")
-    if obstacle := program.obstacle(settings, options.data_root):
-        raise UserError(f"{experiment.file}: cannot run at scale {options.scale}: {obstacle}")
+        return Outcome(experiment, SKIPPED, f"jobs recorded earlier: {len(jobs)} (--force runs them again)")
     context = Context(options.workspace, options.data_root, say=lambda line: print(f"  {line}", flush=True))
     path = records_path(options.results, experiment.id, options.scale)
     log = log_path(experiment, options)
@@ -101,19 +109,25 @@ def run_experiment(experiment: Experiment, options: Options) -> Outcome:
             context.say(f"{job}: job {number} of {len(due)}")
             try:
                 measurements = program.run(job, settings, context)
+                if not measurements:
+                    raise ValueError("the program returned no measurements")
+                append_records(path, provenance.records(measurements))
             except UserError:
                 raise
-            except Exception as error:
+            except (Exception, SystemExit) as error:
+                if isinstance(error, SystemExit) and isinstance(error.__context__, KeyboardInterrupt):
+                    raise KeyboardInterrupt from error  # Lightning leaves the interpreter on Ctrl-C
                 logging.getLogger(__name__).error("%s failed\n%s", job, traceback.format_exc())
                 reason = f"{type(error).__name__}: {error}".splitlines()[0]
                 context.say(f"{job}: failed: {reason}")
                 failures.append(f"{job}: {reason}")
-                measurements = [Measurement("job", None, "", {"reason": reason}, status="failed")]
-            append_records(path, provenance.records(measurements))
+                failed = Measurement("job", None, "", {"reason": reason}, status="failed")
+                append_records(path, provenance.records([failed]))
     seconds = time.monotonic() - started
     if failures:
-        return Outcome(experiment, FAILED, f"{'; '.join(failures)} (log: {shown(log)})", seconds)
-    return Outcome(experiment, DONE, f"{len(due)} jobs run, {len(jobs) - len(due)} up to date", seconds)
+        detail = f"{len(failures)} of {len(due)} jobs, the first: {failures[0]} (log: {shown(log)})"
+        return Outcome(experiment, FAILED, detail, seconds)
+    return Outcome(experiment, DONE, f"jobs run: {len(due)}, up to date: {len(jobs) - len(due)}", seconds)
 
 
 def run_many(experiments: Sequence[Experiment], options: Options) -> list[Outcome]:
@@ -135,26 +149,47 @@ def run_many(experiments: Sequence[Experiment], options: Options) -> list[Outcom
 def _run_in_child(experiment: Experiment, options: Options) -> tuple[str, str]:
     try:
         if all(fresh for _, _, fresh in plan(experiment, options)[2]):
-            return SKIPPED, ""
-    except NotImplementedYet:
-        return NOT_IMPLEMENTED, ""
+            return SKIPPED, "--force runs it again"
     except UserError as error:
-        return FAILED, str(error)
+        return FAILED, one_line(error)
+    except Exception:  # a bug: the child shows it, with its traceback
+        logging.getLogger(__name__).debug("planning %s failed", experiment.id, exc_info=True)
     command = [sys.executable, "-m", "tasks", "run", str(experiment.path), "--scale", options.scale, "--no-render",
-               "--quiet", "--results", str(options.results)]  # fmt: skip
+               "--results", str(options.results)]  # fmt: skip
     if options.data_root is not None:
         command += ["--data-root", str(options.data_root)]
     if options.force:
         command += ["--force"]
     paths = [str(REPOSITORY), str(REPOSITORY / "kernels"), os.environ.get("PYTHONPATH", "")]
     child = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in paths if p)}
-    code = subprocess.run(command, env=child).returncode
-    log = shown(log_path(experiment, options))
-    if code in (0, EXIT_SKIPPED):
-        return (DONE, "") if code == 0 else (SKIPPED, "")
-    if code < 0:
-        return FAILED, f"ended by signal {-code} (log: {log})"
-    return FAILED, f"see above (log: {log})"
+    with tempfile.TemporaryDirectory() as folder:
+        note = Path(folder) / "outcome"
+        code = subprocess.run([*command, "--outcome", str(note)], env=child).returncode
+        state, _, detail = note.read_text(encoding="utf-8").partition("\n") if note.exists() else ("", "", "")
+    if state:
+        return state, detail
+    if code == EXIT_INTERRUPTED:
+        raise KeyboardInterrupt
+    log = log_path(experiment, options)
+    return FAILED, _ending(code) + (f" (log: {shown(log)})" if log.exists() else "")
+
+
+def write_outcome(path: Path, state: str, detail: str) -> None:
+    """Leave a child's outcome where :func:`run_many` looks for it."""
+    path.write_text(f"{state}\n{' '.join(detail.splitlines())}", encoding="utf-8")
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error's message without line breaks."""
+    return " ".join(str(error).split("\n")) or type(error).__name__
+
+
+def _ending(code: int) -> str:
+    if code >= 0:
+        return f"its process ended with exit status {code}"
+    name = signal.Signals(-code).name if -code in set(signal.Signals) else str(-code)
+    hint = ": often the system, out of memory" if -code == signal.SIGKILL else ""
+    return f"its process was ended by {name}{hint}"
 
 
 def log_path(experiment: Experiment, options: Options) -> Path:
@@ -177,6 +212,7 @@ def _logging_to(path: Path) -> Iterator[None]:
         raise UserError(f"{shown(path)}: cannot write the log: {error.strerror}") from error
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
+    level = root.level
     root.addHandler(handler)
     root.setLevel(logging.INFO)
     logging.captureWarnings(True)
@@ -185,4 +221,5 @@ def _logging_to(path: Path) -> Iterator[None]:
     finally:
         logging.captureWarnings(False)
         root.removeHandler(handler)
+        root.setLevel(level)
         handler.close()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from tasks.config import SCALES, Experiment
 from tasks.programs import is_implemented
@@ -36,41 +37,35 @@ def print_list(experiments: Sequence[Experiment]) -> None:
 def _state(experiment: Experiment) -> str:
     if not is_implemented(experiment):
         return "not implemented"
-    measured = [s for s in SCALES if read_records(records_path(RESULTS, experiment.id, s))]
+    measured = [s for s in SCALES
+                if any(r.status != "failed" for r in read_records(records_path(RESULTS, experiment.id, s)))]
     return "measured: " + ", ".join(measured) if measured else "ready"
 
 
-def print_outcome(outcome: Outcome) -> None:
-    """Print how a single experiment ended, where that needs saying."""
-    if outcome.state == FAILED:
-        print(f"  {outcome.experiment.id} failed: {outcome.detail}", flush=True)
-
-
-def print_summary(
-    outcomes: Sequence[Outcome], waiting: Sequence[Experiment], files: Sequence[Path], results: Path
-) -> None:
-    """Print what was done, skipped or failed, what has no code yet, and where the results are."""
-    out = console()
+def print_summary(outcomes: Sequence[Outcome], waiting: Sequence[Experiment]) -> None:
+    """Print what was done, skipped or failed, and what has no code yet."""
     if outcomes:
         table = Table(box=None, pad_edge=False, header_style="bold")
         for heading in ("experiment", "outcome", "seconds", "detail"):
             table.add_column(heading, overflow="fold", justify="right" if heading == "seconds" else "left")
-        for o in outcomes:
-            colour = _COLOURS.get(o.state, "yellow")
-            table.add_row(o.experiment.id, f"[{colour}]{o.state}[/{colour}]", f"{o.seconds:.0f}", o.detail)
-        print()
-        out.print(table)
-    counts = {state: sum(o.state == state for o in outcomes) for state in (DONE, SKIPPED, FAILED)}
-    print(f"\n{counts[DONE]} done, {counts[SKIPPED]} up to date, {counts[FAILED]} failed, "
-          f"{len(waiting)} not implemented yet")
+        for o in outcomes:  # Text: a message may hold brackets, which rich would read as markup
+            state = Text(o.state, style=_COLOURS.get(o.state, "yellow"))
+            table.add_row(o.experiment.id, state, f"{o.seconds:.0f}", Text(o.detail))
+        print(flush=True)
+        console().print(table)
+    counts = [f"{sum(o.state == state for o in outcomes)} {state}" for state in (DONE, SKIPPED, FAILED)]
+    print("\n" + ", ".join(counts) + (f", {len(waiting)} not implemented yet" if waiting else ""))
     if waiting:
         print("not implemented yet: " + ", ".join(e.id for e in waiting))
-    ran = {o.experiment.id for o in outcomes}
-    made = [f for f in files if any(f.is_relative_to(results / kind / Path(i).parent) and
-                                    f.name.split(".")[0] == Path(i).name
-                                    for kind in ("tables", "figures") for i in ran)]  # fmt: skip
-    for path in made:
-        if path.suffix in (".md", ".png"):
-            print(f"{'table ' if path.suffix == '.md' else 'figure'}: {shown(path.resolve())}")
-    if files:
-        print(f"index : {shown(Path(results).resolve() / 'README.md')}")
+
+
+def print_files(outcomes: Sequence[Outcome], files: Sequence[Path], results: Path) -> None:
+    """Print where the tables and figures of the experiments that ran are, and the index of all."""
+    for outcome in outcomes:
+        name = Path(outcome.experiment.id)
+        for kind, suffix in (("table", ".md"), ("figure", ".png")):
+            folder = results / f"{kind}s" / name.parent
+            for path in files:
+                if path.parent == folder and path.suffix == suffix and path.name.split(".")[0] == name.name:
+                    print(f"{kind + ':':7} {shown(path.resolve())}")
+    print(f"index:  {shown((results / 'README.md').resolve())}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -53,13 +54,27 @@ class CausalLanguageModel(pl.LightningModule):
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:
         self.log("val_loss", self.loss(batch), batch_size=batch.shape[0], prog_bar=True, sync_dist=True)
 
+    @property
+    def _scales_gradients(self) -> bool:
+        return self.recipe.precision == "16-mixed"
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clip the global norm. Lightning refuses fused optimizers under any mixed precision, for fear of scaled
+        gradients; only float16 has those, and gets no fused optimizer here."""
+        if self._scales_gradients:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_val:
+            torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+
     def configure_optimizers(self) -> dict:
         recipe = self.recipe
         matrices = [p for p in self.parameters() if p.requires_grad and p.ndim >= 2]
         vectors = [p for p in self.parameters() if p.requires_grad and p.ndim < 2]
         groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
         optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=tuple(recipe.betas),
-                                      fused=next(self.parameters()).is_cuda)  # fmt: skip
+                                      fused=next(self.parameters()).is_cuda and not self._scales_gradients)  # fmt: skip
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, recipe))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

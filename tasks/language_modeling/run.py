@@ -33,6 +33,7 @@ def _identity(settings: TrainSettings, data_root: Path | None) -> dict[str, Any]
 
 
 def _obstacle(settings: TrainSettings, data_root: Path | None) -> str | None:
+    resolve(settings.data, data_root)  # raises where no source of text can serve
     if torch.cuda.is_available():
         return None
     size, train = settings.model, settings.train

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from adasplash_kernels.attention import METHODS
 from tasks.data.specs import TextSpec, TokenizerSpec
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
@@ -12,7 +13,7 @@ ATTENTIONS = ("sdpa", "adasplash")
 
 def _at_least(minimum: float, **values: float) -> None:
     for name, value in values.items():
-        if value < minimum:
+        if not value >= minimum:  # NaN is not
             raise ValueError(f"{name}: got {value}, allowed is {minimum} or more")
 
 
@@ -22,6 +23,12 @@ class Data(TextSpec):
 
     max_train_tokens: int | None = None
     max_valid_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("max_train_tokens", "max_valid_tokens"):
+            if (value := getattr(self, name)) is not None:
+                _at_least(1, **{name: value})
 
 
 @dataclass(frozen=True)
@@ -69,8 +76,13 @@ class Variant:
             raise ValueError(f"attention: got {self.attention!r}, allowed are {', '.join(ATTENTIONS)}")
         if not 1 <= self.alpha <= 2:
             raise ValueError(f"alpha: got {self.alpha}, allowed is 1 (softmax) to 2 (sparsemax)")
-        if self.attention == "sdpa" and self.alpha_schedule is not None:
-            raise ValueError("alpha_schedule: goes with attention adasplash, not with sdpa")
+        if self.method not in METHODS:
+            raise ValueError(f"method: got {self.method!r}, allowed are {', '.join(METHODS)}")
+        for name in ("alpha_schedule", "layers"):
+            if self.attention == "sdpa" and getattr(self, name) is not None:
+                raise ValueError(f"{name}: goes with attention adasplash, not with sdpa")
+        if self.layers is not None and (not self.layers or len(set(self.layers)) != len(self.layers)):
+            raise ValueError(f"layers: got {list(self.layers)}, allowed are distinct layers, or null for all")
 
 
 @dataclass(frozen=True)
@@ -106,8 +118,8 @@ class Train:
             raise ValueError(f"betas: got {list(self.betas)}, allowed are two numbers in [0, 1)")
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision: got {self.precision!r}, allowed are {', '.join(PRECISIONS)}")
-        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
-            raise ValueError(f"seeds: got {list(self.seeds)}, allowed is one or more distinct integers")
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds) or not all(0 <= s < 2**32 for s in self.seeds):
+            raise ValueError(f"seeds: got {list(self.seeds)}, allowed is one or more distinct integers, 0 to 2^32 - 1")
 
 
 @dataclass(frozen=True)

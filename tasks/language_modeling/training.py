@@ -16,8 +16,9 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar
+from pytorch_lightning.callbacks import RichProgressBar
 from pytorch_lightning.loggers import CSVLogger
+from safetensors import SafetensorError
 from transformers import GPT2LMHeadModel
 from transformers.utils import logging as transformers_logging
 
@@ -27,6 +28,7 @@ from tasks.language_modeling.data import TextDataModule
 from tasks.language_modeling.module import CausalLanguageModel, build_model
 from tasks.language_modeling.settings import TrainSettings, Variant
 from tasks.models.alpha_schedule import AlphaSchedule
+from tasks.models.checkpoints import StepCheckpoint, WholeCheckpointIO, is_readable
 from tasks.programs import Context, Job
 from tasks.records import code_sha256, environment, sha256_of
 
@@ -75,6 +77,7 @@ def trained(settings: TrainSettings, job: Job, context: Context) -> TrainedRun:
         UserError: the data or settings are wrong, or the workspace cannot be written.
     """
     assert job.seed is not None
+    _quiet_libraries()
     variant = settings.variants[job.system]
     data = TextDataModule(settings, context.data_root, context.workspace / "data", job.seed, context.say)
     data.prepare_data()
@@ -90,14 +93,13 @@ def trained(settings: TrainSettings, job: Job, context: Context) -> TrainedRun:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         return _train(settings, variant, job, data, folder, context.say)
-    except OSError as error:
-        raise UserError(f"{folder}: training cannot be saved: {error.strerror or error}") from error
+    except (OSError, SafetensorError) as error:  # the latter, no OSError, is a disk full while the model is written
+        raise UserError(f"{folder}: training cannot be saved: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _train(settings: TrainSettings, variant: Variant, job: Job, data: TextDataModule, folder: Path,
            say: Callable[[str], None]) -> TrainedRun:  # fmt: skip
     recipe = settings.train
-    _quiet_libraries()
     pl.seed_everything(job.seed, verbose=False)
     assert data.tokenizer is not None
     model = build_model(settings.model, variant, data.tokenizer.vocab_size)
@@ -109,8 +111,9 @@ def _train(settings: TrainSettings, variant: Variant, job: Job, data: TextDataMo
         module.compile()
     curve = LossCurve(say, str(job), recipe.steps)
     timer = StepTimer(recipe.timing_skip_steps, recipe.timing_steps)
-    saver = ModelCheckpoint(folder / "checkpoints", filename="last", every_n_train_steps=recipe.checkpoint_every,
-                            save_top_k=1, enable_version_counter=False)  # fmt: skip
+    checkpoint = folder / "checkpoints" / "last.ckpt"
+    eval_every = min(recipe.eval_every, recipe.steps)
+    saver = StepCheckpoint(checkpoint, recipe.checkpoint_every, eval_every)
     callbacks: list[pl.Callback] = [curve, timer, saver]
     if variant.alpha_schedule is not None:
         callbacks.append(AlphaSchedule(**asdict(variant.alpha_schedule)))
@@ -121,18 +124,14 @@ def _train(settings: TrainSettings, variant: Variant, job: Job, data: TextDataMo
     trainer = pl.Trainer(
         max_steps=recipe.steps, max_epochs=1, accelerator="auto", devices=1, precision=recipe.precision,
         accumulate_grad_batches=accumulate, gradient_clip_val=recipe.clip or None,
-        val_check_interval=recipe.eval_every * accumulate, num_sanity_val_steps=0, callbacks=callbacks,
-        logger=CSVLogger(folder, name="", version=""), log_every_n_steps=max(1, recipe.eval_every // 5),
+        val_check_interval=eval_every * accumulate, num_sanity_val_steps=0, callbacks=callbacks,
+        logger=CSVLogger(folder, name="logs"), log_every_n_steps=max(1, recipe.eval_every // 5),
         enable_progress_bar=interactive, enable_model_summary=False, default_root_dir=folder,
+        plugins=[WholeCheckpointIO()],
     )  # fmt: skip
-    checkpoint = folder / "checkpoints" / "last.ckpt"
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    if checkpoint.exists():
-        say(f"{job}: resuming from an earlier, interrupted run")
-    trainer.fit(module, datamodule=data, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=True)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+    _fit(trainer, module, data, _resume_from(checkpoint, job, say))
     if recipe.steps not in curve.points:  # eval_every does not divide the number of steps
         trainer.validate(module, datamodule=data, verbose=False)
         curve.points[recipe.steps] = float(trainer.callback_metrics["val_loss"])
@@ -149,6 +148,24 @@ def _train(settings: TrainSettings, variant: Variant, job: Job, data: TextDataMo
     return run
 
 
+def _resume_from(checkpoint: Path, job: Job, say: Callable[[str], None]) -> Path | None:
+    if not checkpoint.exists():
+        return None
+    if not is_readable(checkpoint):
+        say(f"{job}: the checkpoint {checkpoint} is damaged; training from the start")
+        return None
+    say(f"{job}: resuming from an earlier, interrupted run")
+    return checkpoint
+
+
+def _fit(trainer: pl.Trainer, module: pl.LightningModule, data: TextDataModule, checkpoint: Path | None) -> None:
+    """Train. Lightning leaves the interpreter on Ctrl+C, and on SIGTERM with status 0; both are interruptions."""
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    except SystemExit as stop:
+        raise KeyboardInterrupt from stop
+
+
 def _save(run: TrainedRun) -> None:
     content = {**asdict(run), "folder": None}
     partial = run.folder / "run.json.partial"
@@ -160,10 +177,12 @@ def _load(folder: Path) -> TrainedRun | None:
     try:
         content = json.loads((folder / "run.json").read_text())
         curve = {int(step): float(loss) for step, loss in content["curve"].items()}
+        if not any((folder / "model").glob("*.safetensors")):  # anything in the workspace may be deleted
+            return None
         return TrainedRun(**{**content, "folder": folder, "curve": curve})
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError, KeyError, OSError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
         logging.getLogger(__name__).warning("%s: unreadable (%s); training again", folder / "run.json", error)
         return None
 

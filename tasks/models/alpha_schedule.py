@@ -49,6 +49,13 @@ class AlphaSchedule(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         _settings(pl_module)  # fails before the first batch is loaded
 
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        # As the last batch left it: where no step remains to be trained, nothing else would set it.
+        if checkpoint["global_step"]:
+            _settings(pl_module).alpha = self.alpha_at(checkpoint["global_step"] - 1)
+
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         _settings(pl_module).alpha = self.alpha_at(trainer.global_step)
 
