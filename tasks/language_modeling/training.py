@@ -108,7 +108,7 @@ def _train(settings: TrainSettings, variant: Variant, job: Job, data: TextDataMo
     say(f"{job}: {parameters:,} parameters, {recipe.steps} steps of {step}")
     module = CausalLanguageModel(model, recipe)
     if recipe.compile:
-        module.compile()
+        model.compile()  # not the module: Lightning calls its training_step, which that would leave as it is
     curve = LossCurve(say, str(job), recipe.steps)
     timer = StepTimer(recipe.timing_skip_steps, recipe.timing_steps)
     checkpoint = folder / "checkpoints" / "last.ckpt"

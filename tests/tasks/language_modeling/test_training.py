@@ -181,6 +181,23 @@ def test_precision_is_used(settings, train):
     assert rounded == pytest.approx(exact, rel=0.05)
 
 
+def test_model_is_compiled(settings, train, monkeypatch):
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    compile_module = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compile_module(module, backend=backend))
+    plain = train(settings(train={"steps": 2}), "entmax")
+    assert not graphs
+    compiled = train(settings(train={"steps": 2, "compile": True}), "entmax")
+    assert graphs
+    assert compiled.final_loss == pytest.approx(plain.final_loss, abs=1e-4)
+    assert list(compiled.load_model().state_dict()) == list(plain.load_model().state_dict())
+
+
 def full_disk(*arguments, **keywords):
     raise OSError(28, "No space left on device")
 
