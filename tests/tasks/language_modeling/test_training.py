@@ -10,6 +10,7 @@ import torch
 from pytorch_lightning.trainer.states import RunningStage, TrainerFn
 from safetensors import SafetensorError
 
+from adasplash_kernels.integrations.transformers import get_entmax_config
 from tasks.errors import DataError, UserError
 from tasks.language_modeling import callbacks, training
 from tasks.language_modeling.callbacks import LossCurve
@@ -159,6 +160,15 @@ def test_saved_model_is_the_trained_one(system, settings, train, monkeypatch):
     tokens = torch.arange(16)[None]
     with torch.no_grad():
         assert torch.equal(loaded(input_ids=tokens).logits, trained(input_ids=tokens).logits)
+
+
+def test_alpha_follows_its_schedule(settings, train, watch):
+    ramp = {"start": 1.25, "end": 1.75, "steps": 8}
+    seen = watch()
+    run = train(settings(variants={"it": {"attention": "adasplash", "alpha": 2.0, "alpha_schedule": ramp}}), "it")
+    expected = [1.25 + 0.5 * min(step, 8) / 8 for step in range(STEPS)]
+    assert [one.alpha for one in seen] == [alpha for alpha in expected for _ in range(ACCUMULATE)]
+    assert get_entmax_config(run.load_model()).alpha == 1.75
 
 
 def test_facts(settings, train):

@@ -59,7 +59,7 @@ def test_a_chapter_shows_the_best_scale_and_the_notes(three, results):
     text = index(results)
     assert text.index("## AdaSplash\n") < text.index("### Table 4") < text.index("## AdaSplash-2")
     assert "![AdaSplash, Table 4, lab](figures/adasplash/table4.lab.png)" in text
-    assert "| Softmax | 3.500 | 3.300 |" in text and "3.200" not in text
+    assert "| Softmax | 3.5 | 3.300 |" in text and "3.200" not in text
     assert "- Batch size unknown, 8 here." in text
     assert "figures/adasplash/figure6.reported.png" in text
     assert "Nothing to draw yet" in text
