@@ -1,20 +1,23 @@
-"""The language-modelling programs: config and scale in, measurements out."""
+"""The language-modelling programs: config and scale in, measurements out.
+
+Lightning and transformers are imported by the jobs that need them: ``python -m tasks list`` reads this module too.
+"""
 
 from __future__ import annotations
 
 import statistics
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from tasks.data.sources import resolve
-from tasks.language_modeling.data import TextDataModule
 from tasks.language_modeling.settings import NonzeroSettings, TrainSettings
-from tasks.language_modeling.training import TrainedRun, trained
-from tasks.models.support import nonzero_ratios
 from tasks.programs import Context, Job, Program
 from tasks.records import Measurement
+
+if TYPE_CHECKING:
+    from tasks.language_modeling.training import TrainedRun
 
 # Training a model in 6 x parameters x tokens operations; a CPU core does a few 10^10 a second.
 _MOST_CPU_OPERATIONS = 1e15
@@ -46,9 +49,15 @@ def _obstacle(settings: TrainSettings, data_root: Path | None) -> str | None:
     return None
 
 
+def _trained(job: Job, settings: TrainSettings, context: Context) -> TrainedRun:
+    from tasks.language_modeling.training import trained
+
+    return trained(settings, job, context)
+
+
 def train(job: Job, settings: TrainSettings, context: Context) -> list[Measurement]:
     """Final validation loss, time of an optimizer step (median) and peak memory (AdaSplash, table 4)."""
-    run = trained(settings, job, context)
+    run = _trained(job, settings, context)
     memory = {"status": "ok"} if run.peak_gb is not None else {"status": "not_applicable"}
     return [
         Measurement("val_loss", run.final_loss, "nats/token", run.facts),
@@ -65,14 +74,17 @@ def _step_time(run: TrainedRun) -> Measurement:
 
 def loss_curve(job: Job, settings: TrainSettings, context: Context) -> list[Measurement]:
     """Validation loss by optimizer step (AdaSplash, figure 6)."""
-    run = trained(settings, job, context)
+    run = _trained(job, settings, context)
     return [Measurement("val_loss", loss, "nats/token", {"step": step, **run.facts})
             for step, loss in sorted(run.curve.items())]  # fmt: skip
 
 
 def nonzero_ratio(job: Job, settings: NonzeroSettings, context: Context) -> list[Measurement]:
     """Share of attention weights above zero, by layer and head, on one held-out input (AdaSplash, figure 4)."""
-    run = trained(settings, job, context)
+    from tasks.language_modeling.data import TextDataModule
+    from tasks.models.support import nonzero_ratios
+
+    run = _trained(job, settings, context)
     data = TextDataModule(settings, context.data_root, context.workspace / "data", job.seed or 0)
     data.setup()
     window = data.valid_blocks[0][: settings.probe.tokens][None]
