@@ -12,9 +12,11 @@ import yaml
 
 from tasks.config import load_experiment
 from tasks.errors import DataError
-from tasks.language_modeling import run, training
+from tasks.language_modeling import training
+from tasks.language_modeling.data import TextDataModule
 from tasks.language_modeling.run import PROGRAMS
 from tasks.language_modeling.settings import NonzeroSettings
+from tasks.models import support
 from tasks.programs import Job
 from tasks.records import read_records, records_path
 from tasks.render.metrics import load_metrics
@@ -119,14 +121,14 @@ def test_nonzero_ratio_is_of_the_trained_model(settings, context, train, monkeyp
         asked.append((model, tokens))
         return {0: torch.tensor([0.5, 1.0])}
 
-    monkeypatch.setattr(run, "nonzero_ratios", noted)
+    monkeypatch.setattr(support, "nonzero_ratios", noted)
     points = PROGRAMS["nonzero_ratio"].run(Job("entmax", 0), wanted, context)
     assert [p.value for p in points] == [0.5, 1.0]
     [(model, tokens)] = asked
     kept = train(settings(), "entmax").load_model()
     assert all(torch.equal(a.cpu(), b) for a, b in zip(model.parameters(), kept.parameters(), strict=True))
     assert model.config._attn_implementation == "adasplash"
-    data = run.TextDataModule(wanted, context.data_root, context.workspace / "data", 0)
+    data = TextDataModule(wanted, context.data_root, context.workspace / "data", 0)
     data.setup()
     assert tokens.tolist() == [data.valid_blocks.file.open()[:5].tolist()]
 
