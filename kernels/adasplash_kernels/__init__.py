@@ -1,7 +1,7 @@
 """alpha-entmax attention: exact sparse attention weights, computed without storing the score matrix.
 
-    from adasplash_kernels import entmax_attention
-    out = entmax_attention(q, k, v, alpha=1.5, causal=True)
+from adasplash_kernels import entmax_attention
+out = entmax_attention(q, k, v, alpha=1.5, causal=True)
 """
 
 from .attention import entmax_attention

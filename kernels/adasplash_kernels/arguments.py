@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import torch
 from torch import Tensor
+
+from .masks import AttentionMask
 
 MAX_HEAD_DIM = 256
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _INTEGERS = (torch.int32, torch.int64)
+_MAX_WINDOW = 2**30  # a position plus a window must fit int32
 
 
 def check_alpha(alpha: float | Tensor, heads: int | None = None) -> float | Tensor:
@@ -56,13 +62,101 @@ def check_per_sequence(name: str, x: Tensor | None, q: Tensor) -> None:
     """Check a (B,) integer tensor such as ``key_lengths``."""
     if x is None:
         return
+    _check_integers(name, x, q)
+    if tuple(x.shape) != (q.shape[0],):
+        raise ValueError(f"{name}: got shape {tuple(x.shape)}, allowed is ({q.shape[0]},), one per sequence")
+
+
+def _check_integers(name: str, x: Tensor, q: Tensor) -> None:
     if not isinstance(x, Tensor) or x.dtype not in _INTEGERS:
         given = x.dtype if isinstance(x, Tensor) else type(x).__name__
         raise ValueError(f"{name}: got {given}, allowed is a tensor of int32 or int64")
-    if tuple(x.shape) != (q.shape[0],):
-        raise ValueError(f"{name}: got shape {tuple(x.shape)}, allowed is ({q.shape[0]},), one per sequence")
     if x.device != q.device:
         raise ValueError(f"{name}: on {x.device}, allowed is q's device {q.device}")
+
+
+def check_window(window: int | None) -> None:
+    """Check the width of a sliding window; None is no window."""
+    if window is None:
+        return
+    if isinstance(window, bool) or not isinstance(window, int):
+        raise ValueError(f"window: got {type(window).__name__}, allowed is a positive integer or None")
+    if not 1 <= window <= _MAX_WINDOW:
+        raise ValueError(f"window: got {window}, allowed is 1 to {_MAX_WINDOW}, or None for no window")
+
+
+def check_alibi_slopes(slopes: Tensor | None, q: Tensor) -> None:
+    """Check (H,) or (B, H) float32 slopes for (B, H, N_q, D) queries.
+
+    Raises:
+        ValueError: wrong type, shape, dtype or device.
+        NotImplementedError: the slopes ask for a gradient, which no method computes.
+    """
+    if slopes is None:
+        return
+    if not isinstance(slopes, Tensor) or slopes.dtype != torch.float32:
+        given = slopes.dtype if isinstance(slopes, Tensor) else type(slopes).__name__
+        raise ValueError(f"alibi_slopes: got {given}, allowed is a tensor of float32")
+    batch, heads = q.shape[:2]
+    if tuple(slopes.shape) not in ((heads,), (batch, heads)):
+        raise ValueError(
+            f"alibi_slopes: got shape {tuple(slopes.shape)}, allowed is ({heads},), one per head, or ({batch}, {heads})"
+        )
+    if slopes.device != q.device:
+        raise ValueError(f"alibi_slopes: on {slopes.device}, allowed is q's device {q.device}")
+    if slopes.requires_grad and torch.is_grad_enabled():
+        raise NotImplementedError("alibi_slopes: its gradient is not implemented by any method; pass it detached")
+
+
+def check_packing(
+    cu_seqlens_q: Tensor | None,
+    cu_seqlens_k: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    key_starts: Tensor | None,
+    key_lengths: Tensor | None,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return the (S + 1,) cumulative lengths of packed queries and keys, the keys' default filled in.
+
+    Values are not inspected: that would wait for the GPU.
+    """
+    if cu_seqlens_q is None:
+        if cu_seqlens_k is not None:
+            raise ValueError("cu_seqlens_k: got it without cu_seqlens_q, allowed is only together with it")
+        return None, None
+    _check_integers("cu_seqlens_q", cu_seqlens_q, q)
+    if cu_seqlens_q.ndim != 1 or cu_seqlens_q.shape[0] < 2:
+        raise ValueError(
+            f"cu_seqlens_q: got shape {tuple(cu_seqlens_q.shape)}, allowed is (S + 1,) for S sequences, S at least 1"
+        )
+    if q.shape[0] != 1:
+        raise ValueError(f"cu_seqlens_q: got it with q of batch size {q.shape[0]}, allowed is batch size 1")
+    for name, value in (("key_starts", key_starts), ("key_lengths", key_lengths)):
+        if value is not None:
+            raise ValueError(f"{name}: got it together with cu_seqlens_q, allowed is one of the two")
+    if cu_seqlens_k is None:
+        if q.shape[2] != k.shape[2]:
+            raise ValueError(
+                f"cu_seqlens_k: got None with {q.shape[2]} queries and {k.shape[2]} keys, allowed is None only where "
+                "these are equal"
+            )
+        return cu_seqlens_q, cu_seqlens_q
+    _check_integers("cu_seqlens_k", cu_seqlens_k, q)
+    if cu_seqlens_k.shape != cu_seqlens_q.shape:
+        given, allowed = tuple(cu_seqlens_k.shape), tuple(cu_seqlens_q.shape)
+        raise ValueError(f"cu_seqlens_k: got shape {given}, allowed is cu_seqlens_q's {allowed}")
+    return cu_seqlens_q, cu_seqlens_k
+
+
+def check_mask(q: Tensor, k: Tensor, **fields: Any) -> AttentionMask:
+    """Check the fields of an ``AttentionMask`` against checked queries and keys, and return the mask."""
+    mask = AttentionMask(**fields)
+    check_window(mask.window)
+    check_alibi_slopes(mask.alibi_slopes, q)
+    check_per_sequence("key_starts", mask.key_starts, q)
+    check_per_sequence("key_lengths", mask.key_lengths, q)
+    queries, keys = check_packing(mask.cu_seqlens_q, mask.cu_seqlens_k, q, k, mask.key_starts, mask.key_lengths)
+    return dataclasses.replace(mask, cu_seqlens_q=queries, cu_seqlens_k=keys)
 
 
 def check_scale(scale: float | None, head_dim: int) -> float:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .arguments import KERNEL_DTYPES, check_alpha, check_per_sequence, check_qkv, check_scale
+from .arguments import check_alpha, check_mask, check_qkv, check_scale
+from .dispatch import METHODS, choose_method, kernel_alpha, kernels_interpreted
 from .eager import attention_eager
+from .masks import AttentionMask
 
-METHODS = ("auto", "eager", "adasplash")
-_PLANNED = ("adasplash2", "columns")
+__all__ = ["METHODS", "entmax_attention", "kernels_interpreted"]
 
 
 def entmax_attention(
@@ -36,16 +37,24 @@ def entmax_attention(
         k, v: (B, H_kv, N_k, D) keys and values of q's dtype; H must be a multiple of H_kv (grouped queries).
             D is 1 to 256, N_k at least 1, N_q may differ from N_k.
         alpha: 1 is softmax, 2 is sparsemax; a number in [1, 2] or a tensor, scalar or (H,), whose values are not
-            inspected (that would wait for the GPU): outside [1, 2] they count as the nearer end. A tensor that
-            requires grad needs ``method="eager"`` for now.
-        causal: query ``i`` sees key ``j`` only if ``j <= i + N_k - N_q``: the last query sees the last key.
+            inspected (that would wait for the GPU): outside [1, 2] they count as the nearer end. A tensor may require
+            grad.
+        causal: query ``i`` stands at key ``i + N_k - N_q`` (the last query at the last key) and sees none after it.
         scale: factor on q.k, ``1/sqrt(D)`` by default.
+        window: at least 1; a query sees only keys less than ``window`` away from where it stands.
+        alibi_slopes: (H,) or (B, H) float32; slope times distance is taken off the scores (ALiBi, Press et al. 2022).
+            No gradient flows to it.
         key_lengths: (B,) int32 or int64; keys at or past it are padding.
         key_starts: (B,) int32 or int64; keys before it are padding (left-padded batches).
-        method: ``"eager"`` is dense PyTorch; ``"adasplash"`` is Halley-bisection in Triton (CUDA, or CPU under
-            ``TRITON_INTERPRET=1``); ``"auto"`` is eager on CPU and for float64, a Triton kernel on CUDA.
+        cu_seqlens_q, cu_seqlens_k: (S + 1,) int32 or int64, cumulative lengths, from 0, of S sequences packed one after
+            the other along N, for a batch of 1. A query sees keys of its own sequence alone, and stands in it as above,
+            by the sequence's own lengths. Without ``cu_seqlens_k`` the keys are packed like the queries. Values are
+            not inspected; tokens past the last length see and are seen by nothing.
+        method: ``"eager"`` is dense PyTorch; the others are Triton (CUDA, or CPU under ``TRITON_INTERPRET=1``):
+            ``"adasplash"`` solves for the threshold by Halley-bisection and skips tiles without weights through a bit
+            mask, ``"adasplash_nomask"`` skips none, ``"adasplash2"`` starts from a histogram of the scores and skips
+            tiles. ``"auto"`` is eager on CPU and for float64, and ``"adasplash2"`` on CUDA.
         deterministic: every method so far adds in a fixed order, so True, False and None give the same bits.
-        window, alibi_slopes, cu_seqlens_q, cu_seqlens_k: reserved, not implemented yet.
 
     Under autocast q, k and v are cast to its dtype.
 
@@ -62,21 +71,17 @@ def entmax_attention(
     check_qkv(q, k, v)
     alpha = check_alpha(alpha, heads=q.shape[1])
     scale = check_scale(scale, q.shape[3])
-    check_per_sequence("key_lengths", key_lengths, q)
-    check_per_sequence("key_starts", key_starts, q)
-    for name, value in (("window", window), ("alibi_slopes", alibi_slopes), ("cu_seqlens_q", cu_seqlens_q),
-                        ("cu_seqlens_k", cu_seqlens_k)):  # fmt: skip
-        if value is not None:
-            raise NotImplementedError(f"{name}: not implemented yet by any method")
+    mask = check_mask(
+        q, k, causal=causal, window=window, alibi_slopes=alibi_slopes, key_starts=key_starts, key_lengths=key_lengths,
+        cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k,
+    )  # fmt: skip
     if isinstance(alpha, Tensor) and alpha.device != q.device and alpha.ndim:
         raise ValueError(f"alpha: on {alpha.device}, allowed is q's device {q.device}")
-    chosen = _choose_method(method, q, alpha)
+    chosen = choose_method(method, q, "q")
     if chosen == "eager":
         with torch.autocast(q.device.type, enabled=False):
-            return attention_eager(
-                q, k, v, alpha=alpha, causal=causal, scale=scale, key_starts=key_starts, key_lengths=key_lengths
-            )
-    return _run_kernels(q, k, v, alpha, causal, scale, key_starts, key_lengths, chosen)
+            return attention_eager(q, k, v, alpha=alpha, scale=scale, mask=mask)
+    return _run_kernels(q, k, v, alpha, scale, mask, chosen)
 
 
 def _as_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -89,51 +94,19 @@ def _as_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(x.to(low) if isinstance(x, Tensor) and x.is_floating_point() else x for x in tensors)
 
 
-def _choose_method(method: str, q: Tensor, alpha: float | Tensor) -> str:
-    if method in _PLANNED:
-        raise NotImplementedError(f"method: {method!r} is not implemented yet; available are {', '.join(METHODS)}")
-    if method not in METHODS:
-        raise ValueError(f"method: got {method!r}, allowed are {', '.join(METHODS)}")
-    if method == "auto":
-        method = "eager" if q.device.type == "cpu" or q.dtype == torch.float64 else "adasplash"
-    if method == "eager":
-        return method
-    if q.dtype not in KERNEL_DTYPES:
-        raise ValueError(f"q: got {q.dtype}, allowed with method {method!r} are float16, bfloat16 and float32")
-    if q.device.type == "cpu" and not kernels_interpreted():
-        raise ValueError(
-            f"method: {method!r} needs CUDA tensors, q is on the CPU; use 'auto' or 'eager', or set "
-            "TRITON_INTERPRET=1 before importing triton to run the kernels in its interpreter"
-        )
-    if isinstance(alpha, Tensor) and alpha.requires_grad and torch.is_grad_enabled():
-        raise NotImplementedError(
-            f"alpha: its gradient is not implemented yet by method {method!r}; use method='eager'"
-        )
-    return method
+def _run_kernels(
+    q: Tensor, k: Tensor, v: Tensor, alpha: float | Tensor, scale: float, mask: AttentionMask, method: str
+) -> Tensor:
+    from .inputs import UNLIMITED  # imported late: the eager path works without Triton
+    from .ops import forward_op
 
-
-def kernels_interpreted() -> bool:
-    """Tell whether Triton runs kernels on the CPU; False where Triton is not installed."""
-    try:
-        from .launch import INTERPRETED
-    except ModuleNotFoundError:
-        return False
-    return INTERPRETED
-
-
-def _run_kernels(q, k, v, alpha, causal, scale, key_starts, key_lengths, method) -> Tensor:
-    from .ops import KernelAttention  # imported late: the eager path works without Triton
-
-    kinds = {1.0: "1", 1.5: "1.5", 2.0: "2"}
-    kind = "any" if isinstance(alpha, Tensor) else kinds.get(alpha, "any")
-    if isinstance(alpha, Tensor):
-        alpha = alpha.detach().to(device=q.device, dtype=torch.float32).reshape(-1).contiguous()
-    else:
-        alpha = torch.full((1,), alpha, dtype=torch.float32, device=q.device)
+    alpha, kind = kernel_alpha(alpha, q.device)
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
-    need_backward = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
     if q.numel() == 0:
         return q * 1.0
-    return KernelAttention.apply(
-        q, k, v, alpha, key_starts, key_lengths, kind, scale, causal, method, need_backward
-    )
+    reach = UNLIMITED if mask.window is None else min(mask.window - 1, UNLIMITED)
+    need_backward = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v, alpha))
+    return forward_op(
+        q, k, v, alpha, mask.alibi_slopes, mask.key_starts, mask.key_lengths, mask.cu_seqlens_q, mask.cu_seqlens_k,
+        kind, scale, reach, 0 if mask.causal else reach, method, need_backward,
+    )[0]  # fmt: skip

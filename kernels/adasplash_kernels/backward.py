@@ -5,93 +5,116 @@ Both kernels own what they write and add in a fixed order: no atomics, so gradie
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
-from .scores import dot, key_bounds, load_exponent, load_rows, query_block, score_tile, store_rows, weights
-from .worklists.dense import key_range, query_range
+from .mapping import alpha_slope, load_exponent, weights
+from .scores import (
+    dot,
+    key_block,
+    key_scores,
+    load_keys,
+    load_queries,
+    load_rows,
+    load_theta,
+    load_tile,
+    load_values,
+    query_block,
+    store_rows,
+)
+from .worklists.walk import key_list, next_tile, query_list, run, run_range
 
 
-@triton.jit(do_not_specialize=["n_q", "n_k"])
-def grad_query_kernel(
-    Q, K, V, Theta, Out2, DOut, Delta, DQ, Alpha, Starts, Lengths,
-    stride_qb, stride_qh, stride_qn, stride_kb, stride_kh, stride_kn, stride_vb, stride_vh, stride_vn,
-    stride_ob, stride_oh, stride_on,
-    n_heads, groups, n_q, n_k, scale, alpha_stride,
-    CAUSAL: tl.constexpr, PADDED: tl.constexpr, ALPHA: tl.constexpr,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
-    """Write dQ and delta = dO . O2 for one block of queries of one head."""
-    pid_m, head_index, batch, head, rows = query_block(n_q, n_heads, BLOCK_M)
-    batch64, head64, kv_head = batch.to(tl.int64), head.to(tl.int64), (head // groups).to(tl.int64)
-    o_base = head_index.to(tl.int64) * n_q
-    q = load_rows(Q + batch64 * stride_qb + head64 * stride_qh, rows, stride_qn, n_q, D, BLOCK_D)
-    d_out = load_rows(DOut + batch64 * stride_ob + head64 * stride_oh, rows, stride_on, n_q, D, BLOCK_D)
-    out2 = load_rows(Out2 + o_base * D, rows, D, n_q, D, BLOCK_D)
-    delta = tl.sum(d_out.to(tl.float32) * out2.to(tl.float32), 1)
-    tl.store(Delta + o_base + rows, delta, mask=rows < n_q)
+class Upstream(NamedTuple):
+    """What the forward pass left and what comes back.
 
-    k_base = K + batch64 * stride_kb + kv_head * stride_kh
-    v_base = V + batch64 * stride_vb + kv_head * stride_vh
-    a = load_exponent(Alpha, head, alpha_stride, ALPHA)
-    key_start, key_end = key_bounds(Starts, Lengths, batch, n_k, PADDED)
-    theta = tl.load(Theta + o_base + rows, mask=rows < n_q, other=float("inf"))
-    first, n_key_blocks = key_range(pid_m, n_q, n_k, key_start, key_end, CAUSAL, BLOCK_M, BLOCK_N)
+    Attributes:
+        theta: (B, H, N_q) float32.
+        delta: (B, H, N_q) float32, dO . O2; the query kernel writes it, the key kernel reads it.
+        d_out: (B, H, N_q, D), the last dimension contiguous.
+    """
 
-    dq = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
-    for i in range(n_key_blocks):
-        keys = first + i * BLOCK_N + tl.arange(0, BLOCK_N)
-        k = load_rows(k_base, keys, stride_kn, n_k, D, BLOCK_D)
-        v = load_rows(v_base, keys, stride_vn, n_k, D, BLOCK_D)
-        s = score_tile(q, k, rows, keys, scale, n_q, n_k, key_start, key_end, CAUSAL)
-        p, u = weights(s - theta[:, None], a, ALPHA)
-        dp = dot(d_out, tl.trans(v), tl.zeros((BLOCK_M, BLOCK_N), tl.float32))
-        ds = u * (dp - delta[:, None])
-        dq = dot(ds.to(k.dtype), k, dq)
-    store_rows(DQ + o_base * D, dq * scale, rows, D, n_q, D, BLOCK_D)
+    theta: Any
+    delta: Any
+    d_out: Any
+    d_out_batch: int
+    d_out_head: int
+    d_out_row: int
 
 
-@triton.jit(do_not_specialize=["n_q", "n_k"])
-def grad_key_value_kernel(
-    Q, K, V, Theta, Delta, DOut, DK, DV, Alpha, Starts, Lengths,
-    stride_qb, stride_qh, stride_qn, stride_kb, stride_kh, stride_kn, stride_vb, stride_vh, stride_vn,
-    stride_ob, stride_oh, stride_on,
-    n_kv_heads, groups, n_q, n_k, scale, alpha_stride,
-    CAUSAL: tl.constexpr, PADDED: tl.constexpr, ALPHA: tl.constexpr,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
+@triton.jit
+def _load_d_out(x, size, up, batch, head, rows):
+    return load_rows(x, up.d_out + batch * up.d_out_batch + head * up.d_out_head, rows, up.d_out_row, size.n_q)
+
+
+@triton.jit
+def _tile_gradient(x, size, raw, theta, delta, a, d_out, v):
+    """Return P, dS and dP - delta of a tile (queries, keys), and U."""
+    p, u = weights(raw, size.scale, theta[:, None], a, x.ALPHA)
+    centred = dot(d_out, tl.trans(v), tl.zeros((d_out.shape[0], v.shape[0]), tl.float32)) - delta[:, None]
+    return p, u, centred, u * centred
+
+
+@triton.jit(do_not_specialize=["size"])
+def grad_query_kernel(x, size, up, out2, dq, d_alpha):
+    """Write dQ and delta for one block of queries of one head; d_alpha (B, H, N_q) by query unless it is None."""
+    at = query_block(x, size)
+    q = load_queries(x, size, at)
+    a = load_exponent(x, at.head)
+    base = at.head_index * size.n_q
+    d_out = _load_d_out(x, size, up, at.batch, at.head, at.rows)
+    delta = tl.sum(d_out.to(tl.float32) * load_rows(x, out2 + base * x.d, at.rows, x.d, size.n_q).to(tl.float32), 1)
+    tl.store(up.delta + base + at.rows, delta, mask=at.rows < size.n_q)
+    theta = load_theta(up.theta, size, at)
+
+    tiles = query_list(x, size, at, x.query_tiles)
+    acc = tl.zeros((x.BLOCK_M, x.BLOCK_D), tl.float32)
+    to_alpha = tl.zeros((x.BLOCK_M,), tl.float32)
+    begin, end = run_range(tiles, at.first, at.last)
+    for number in range(begin, end):
+        state, count = run(tiles, number, at.first, at.last)
+        for _ in range(count):
+            tile, state = next_tile(tiles, number, state)
+            k, v, raw = load_tile(x, size, at, q, tile)
+            p, u, centred, ds = _tile_gradient(x, size, raw, theta, delta, a, d_out, v)
+            acc = dot(ds.to(k.dtype), k, acc)
+            if d_alpha is not None:
+                to_alpha += tl.sum(centred * alpha_slope(p, u, a), 1)
+    store_rows(x, dq + base * x.d, acc * size.scale, at.rows, size.n_q)
+    if d_alpha is not None:
+        tl.store(d_alpha + base + at.rows, to_alpha, mask=at.rows < size.n_q)
+
+
+@triton.jit(do_not_specialize=["size"])
+def grad_key_value_kernel(x, size, up, dk, dv):
     """Write dK and dV for one block of keys of one key-value head, summed over the query heads that share it."""
-    n_blocks = tl.cdiv(n_k, BLOCK_N)
-    kv_index = tl.program_id(0) // n_blocks
-    pid_n = tl.program_id(0) % n_blocks  # the first keys are seen by the most causal rows
-    batch, kv_head = kv_index // n_kv_heads, kv_index % n_kv_heads
-    batch64, kv_head64 = batch.to(tl.int64), kv_head.to(tl.int64)
-    keys = pid_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    k = load_rows(K + batch64 * stride_kb + kv_head64 * stride_kh, keys, stride_kn, n_k, D, BLOCK_D)
-    v = load_rows(V + batch64 * stride_vb + kv_head64 * stride_vh, keys, stride_vn, n_k, D, BLOCK_D)
-    key_start, key_end = key_bounds(Starts, Lengths, batch, n_k, PADDED)
-    first, n_query_blocks = query_range(pid_n, n_q, n_k, CAUSAL, BLOCK_M, BLOCK_N)
-
-    dk = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
-    dv = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
-    for group in range(groups):
-        head = kv_head * groups + group
-        q_base = Q + batch64 * stride_qb + head.to(tl.int64) * stride_qh
-        do_base = DOut + batch64 * stride_ob + head.to(tl.int64) * stride_oh
-        row_base = (batch64 * n_kv_heads * groups + head) * n_q
-        a = load_exponent(Alpha, head, alpha_stride, ALPHA)
-        for i in range(n_query_blocks):
-            rows = first + i * BLOCK_M + tl.arange(0, BLOCK_M)
-            q = load_rows(q_base, rows, stride_qn, n_q, D, BLOCK_D)
-            d_out = load_rows(do_base, rows, stride_on, n_q, D, BLOCK_D)
-            theta = tl.load(Theta + row_base + rows, mask=rows < n_q, other=float("inf"))
-            delta = tl.load(Delta + row_base + rows, mask=rows < n_q, other=0.0)
-            s = score_tile(q, k, rows, keys, scale, n_q, n_k, key_start, key_end, CAUSAL)
-            p, u = weights(s - theta[:, None], a, ALPHA)
-            dv = dot(tl.trans(p.to(d_out.dtype)), d_out, dv)
-            dp = dot(d_out, tl.trans(v), tl.zeros((BLOCK_M, BLOCK_N), tl.float32))
-            ds = u * (dp - delta[:, None])
-            dk = dot(tl.trans(ds.to(q.dtype)), q, dk)
-    out_base = kv_index.to(tl.int64) * n_k * D
-    store_rows(DK + out_base, dk * scale, keys, D, n_k, D, BLOCK_D)
-    store_rows(DV + out_base, dv, keys, D, n_k, D, BLOCK_D)
+    at = key_block(x, size)
+    k = load_keys(x, size, at, at.rows)
+    v = load_values(x, size, at, at.rows)
+    acc_k = tl.zeros((x.BLOCK_N, x.BLOCK_D), tl.float32)
+    acc_v = tl.zeros((x.BLOCK_N, x.BLOCK_D), tl.float32)
+    for group in range(size.groups):
+        head = at.head + group
+        a = load_exponent(x, head)
+        q_base = x.q + at.batch * x.q_batch + head * x.q_head
+        numbers = (at.batch * size.heads + head) * size.n_q
+        tiles = key_list(x, size, at, head)
+        begin, end = run_range(tiles, at.first, at.last)
+        for number in range(begin, end):
+            state, count = run(tiles, number, at.first, at.last)
+            for _ in range(count):
+                tile, state = next_tile(tiles, number, state)
+                rows = tile * x.BLOCK_M + tl.arange(0, x.BLOCK_M)
+                q = load_rows(x, q_base, rows, x.q_row, size.n_q)
+                d_out = _load_d_out(x, size, up, at.batch, head, rows)
+                theta = tl.load(up.theta + numbers + rows, mask=rows < size.n_q, other=float("inf"))
+                delta = tl.load(up.delta + numbers + rows, mask=rows < size.n_q, other=0.0)
+                raw = key_scores(x, size, at, head, q, k, tile)
+                p, _u, _centred, ds = _tile_gradient(x, size, raw, theta, delta, a, d_out, v)
+                acc_v = dot(tl.trans(p.to(d_out.dtype)), d_out, acc_v)
+                acc_k = dot(tl.trans(ds.to(q.dtype)), q, acc_k)
+    base = at.head_index * size.n_k * x.d
+    store_rows(x, dk + base, acc_k * size.scale, at.rows, size.n_k)
+    store_rows(x, dv + base, acc_v, at.rows, size.n_k)

@@ -1,19 +1,26 @@
-"""Launching the kernels: tile sizes, strides and grids. Nothing here knows about autograd."""
+"""Launching the kernels: tile sizes, pitches and grids. Nothing here knows about autograd."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 import triton
+import triton.language as tl
 from torch import Tensor
 
-from .backward import grad_key_value_kernel, grad_query_kernel
+from .backward import Upstream, grad_key_value_kernel, grad_query_kernel
 from .forward import output_kernel
+from .inputs import UNLIMITED, Inputs, Sizes
+from .spans import packed_spans
+from .thresholds import THRESHOLDS, register
 from .thresholds.halley import halley_kernel
+from .thresholds.histogram import histogram_kernel
+from .thresholds.refine import MAX_ITERATIONS
+from .worklists.tiles import transpose, words
 
-INTERPRETED = not isinstance(halley_kernel, triton.JITFunction)
-_MAX_ITERATIONS = 40  # bisection alone would need about 30; Halley's steps need 3 to 6
+INTERPRETED = not isinstance(output_kernel, triton.JITFunction)
 
 
 @dataclass(frozen=True)
@@ -39,9 +46,31 @@ def choose_tiles(head_dim: int, dtype: torch.dtype) -> Tiles:
     return Tiles(64, 32, 8, 1)
 
 
+def choose_row_tiles(n: int, alpha_by_row: bool = True) -> Tiles:
+    """Pick tiles for thresholds of rows of ``n`` stored scores: wide, with several rows only if alpha is theirs all."""
+    if INTERPRETED:
+        return Tiles(1 if alpha_by_row else 4, 32, 1)
+    # 15 counts times 4096 lanes is the most that the histogram's 16-bit sums hold
+    width = min(4096, max(32, triton.next_power_of_2(n)))
+    rows = 1 if alpha_by_row else max(1, min(32, 2048 // width))
+    return Tiles(rows, width, max(1, min(8, rows * width // 512)))
+
+
 @dataclass(frozen=True)
 class Problem:
-    """Everything about a call that is not a tensor of results."""
+    """Everything about a call that is not a tensor of results.
+
+    Attributes:
+        q, k, v: (B, H, N_q, D), (B, H_kv, N_k, D) twice, the last dimension contiguous.
+        alpha: (1,) or (H,) float32; ``alpha_kind`` is "1", "1.5", "2", or "any" to read it.
+        scale: factor on q.k.
+        left, right: keys a query sees before and after its own position, ``UNLIMITED`` or more for all.
+        alibi_slopes: (H,) or (B, H) float32.
+        key_starts, key_lengths: (B,) integers.
+        cu_seqlens_q, cu_seqlens_k: (S + 1,) integers.
+        scores: (B, H, N_q, N_k) masked scores before ``scale``, where they are already there.
+        tiles: sizes to use instead of the usual ones.
+    """
 
     q: Tensor
     k: Tensor
@@ -49,106 +78,131 @@ class Problem:
     alpha: Tensor
     alpha_kind: str
     scale: float
-    causal: bool
-    key_starts: Tensor | None
-    key_lengths: Tensor | None
+    left: int = UNLIMITED
+    right: int = UNLIMITED
+    alibi_slopes: Tensor | None = None
+    key_starts: Tensor | None = None
+    key_lengths: Tensor | None = None
+    cu_seqlens_q: Tensor | None = None
+    cu_seqlens_k: Tensor | None = None
+    scores: Tensor | None = None
+    tiles: Tiles = field(default=None)  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.tiles is None:
+            object.__setattr__(self, "tiles", choose_tiles(self.q.shape[3], self.q.dtype))
+
+    @cached_property
+    def _inputs(self) -> Inputs:
+        q, k, v, tiles, slopes = self.q, self.k, self.v, self.tiles, self.alibi_slopes
+        spans = (None, None)
+        if self.cu_seqlens_q is not None:
+            spans = packed_spans(self.cu_seqlens_q, self.cu_seqlens_k, q.shape[2], k.shape[2], self.left, self.right)
+        block_d = max(16, triton.next_power_of_2(q.shape[3]))
+        return Inputs(
+            q, k, v, self.scores, self.alpha, slopes, self.key_starts, self.key_lengths, *spans, None, None,
+            *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
+            slopes.stride(0) if slopes is not None and slopes.ndim == 2 else 0,
+            1 if self.alpha.numel() > 1 else 0, q.shape[3], tl.constexpr(self.alpha_kind),
+            tl.constexpr(q.shape[3] == block_d), tl.constexpr(block_d),
+            tl.constexpr(tiles.block_m), tl.constexpr(tiles.block_n),
+        )  # fmt: skip
+
+    def inputs(self, query_tiles: Tensor | None = None, key_tiles: Tensor | None = None) -> Inputs:
+        """Return what kernels are given, with the work lists to use."""
+        return self._inputs._replace(query_tiles=query_tiles, key_tiles=key_tiles)
 
     @property
-    def padded(self) -> bool:
-        return self.key_starts is not None or self.key_lengths is not None
+    def sizes(self) -> Sizes:
+        """Return the run-time numbers."""
+        (_, heads, n_q, _), (_, kv_heads, n_k, _) = self.q.shape, self.k.shape
+        return Sizes(heads, heads // kv_heads, n_q, n_k, min(self.left, UNLIMITED), min(self.right, UNLIMITED),
+                     self.scale)  # fmt: skip
 
     @property
-    def groups(self) -> int:
-        return self.q.shape[1] // self.k.shape[1]
+    def query_blocks(self) -> int:
+        return triton.cdiv(self.q.shape[2], self.tiles.block_m)
 
     @property
-    def bounds(self) -> tuple[Tensor, Tensor]:
-        """Starts and lengths of the keys; placeholders where there is no padding."""
-        batch, n_k = self.q.shape[0], self.k.shape[2]
-        if not self.padded:
-            return self.q, self.q
-        starts, lengths = self.key_starts, self.key_lengths
-        if starts is None:
-            starts = torch.zeros(batch, dtype=torch.int32, device=self.q.device)
-        if lengths is None:
-            lengths = torch.full((batch,), n_k, dtype=torch.int32, device=self.q.device)
-        return starts.contiguous(), lengths.contiguous()
+    def key_blocks(self) -> int:
+        return triton.cdiv(self.k.shape[2], self.tiles.block_n)
 
-    def tail(self, tiles: Tiles) -> dict:
-        """The constants that close every kernel's signature, by name."""
-        head_dim = self.q.shape[3]
-        return dict(
-            CAUSAL=self.causal,
-            PADDED=self.padded,
-            ALPHA=self.alpha_kind,
-            D=head_dim,
-            BLOCK_D=max(16, triton.next_power_of_2(head_dim)),
-            BLOCK_M=tiles.block_m,
-            BLOCK_N=tiles.block_n,
-            num_warps=tiles.num_warps,
-            num_stages=tiles.num_stages,
-        )
+    @property
+    def query_grid(self) -> tuple[int]:
+        """One program for each block of queries of each head."""
+        return (self.query_blocks * self.q.shape[0] * self.q.shape[1],)
 
-    def shape(self, heads: int) -> tuple:
-        """The run-time numbers every kernel takes after its strides."""
-        alpha_stride = 1 if self.alpha.numel() > 1 else 0
-        return heads, self.groups, self.q.shape[2], self.k.shape[2], self.scale, alpha_stride
+    @property
+    def key_grid(self) -> tuple[int]:
+        """One program for each block of keys of each key-value head."""
+        return (self.key_blocks * self.k.shape[0] * self.k.shape[1],)
+
+    @property
+    def options(self) -> dict[str, int]:
+        """Launch options."""
+        return {"num_warps": self.tiles.num_warps, "num_stages": self.tiles.num_stages}
 
 
-def halley_threshold(problem: Problem, max_iterations: int = _MAX_ITERATIONS) -> Tensor:
-    """Return theta (B, H, N_q) float32 by Halley-bisection without a block mask."""
-    q, k = problem.q, problem.k
-    batch, heads, n_q, head_dim = q.shape
-    tiles = choose_tiles(head_dim, q.dtype)
-    theta = torch.empty(batch, heads, n_q, dtype=torch.float32, device=q.device)
-    grid = (triton.cdiv(n_q, tiles.block_m) * batch * heads,)
-    halley_kernel[grid](
-        q, k, theta, problem.alpha, *problem.bounds, *q.stride()[:3], *k.stride()[:3],
-        *problem.shape(heads), max_iterations, **problem.tail(tiles),
-    )  # fmt: skip
-    return theta
+def _threshold(
+    kernel: triton.JITFunction, problem: Problem, mark: bool, max_iterations: int
+) -> tuple[Tensor, Tensor | None]:
+    batch, heads, n_q, _ = problem.q.shape
+    theta = torch.empty(batch, heads, n_q, dtype=torch.float32, device=problem.q.device)
+    tiles = None
+    # Softmax has no zeros, and where scores are stored no tile is visited again.
+    if mark and problem.alpha_kind != "1" and problem.scores is None:
+        # zeros: a block writes only the words of tiles that the mask of attention leaves it
+        shape = (batch * heads, problem.query_blocks, words(problem.key_blocks))
+        tiles = torch.zeros(shape, dtype=torch.int32, device=problem.q.device)
+    kernel[problem.query_grid](problem.inputs(), problem.sizes, theta, tiles, max_iterations, **problem.options)
+    return theta, tiles
 
 
-def forward_output(problem: Problem, theta: Tensor, need_out2: bool) -> tuple[Tensor, Tensor]:
-    """Return O and O2 (B, H, N_q, D) in q's dtype; O2 is empty unless ``need_out2``."""
-    q, k, v = problem.q, problem.k, problem.v
-    batch, heads, n_q, head_dim = q.shape
-    tiles = choose_tiles(head_dim, q.dtype)
+@register("adasplash", marks_tiles=True)
+def halley(problem: Problem, max_iterations: int = MAX_ITERATIONS) -> tuple[Tensor, Tensor | None]:
+    """Halley-bisection, with a bit mask of tiles (AdaSplash)."""
+    return _threshold(halley_kernel, problem, True, max_iterations)
+
+
+@register("adasplash_nomask")
+def halley_without_mask(problem: Problem, max_iterations: int = MAX_ITERATIONS) -> Tensor:
+    """Halley-bisection that leaves every tile to be visited (AdaSplash without block masks)."""
+    return _threshold(halley_kernel, problem, False, max_iterations)[0]
+
+
+@register("adasplash2", marks_tiles=True)
+def histogram(problem: Problem, max_iterations: int = MAX_ITERATIONS) -> tuple[Tensor, Tensor | None]:
+    """Histogram start and safeguarded updates, with a bit mask of tiles (AdaSplash-2)."""
+    return _threshold(histogram_kernel, problem, True, max_iterations)
+
+
+def threshold(method: str, problem: Problem) -> tuple[Tensor, Tensor | None]:
+    """Return theta (B, H, N_q) float32 and the bit mask of tiles, if the method leaves one."""
+    entry = THRESHOLDS[method]
+    found = entry.solve(problem)
+    return found if entry.marks_tiles else (found, None)
+
+
+def forward_output(
+    problem: Problem, theta: Tensor, tiles: Tensor | None, need_out2: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Return O and, if asked for, O2, (B, H, N_q, D) in q's dtype."""
+    q = problem.q
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    out2 = torch.empty(q.shape if need_out2 else (0,), dtype=q.dtype, device=q.device)
-    grid = (triton.cdiv(n_q, tiles.block_m) * batch * heads,)
-    output_kernel[grid](
-        q, k, v, theta, out, out2, problem.alpha, *problem.bounds,
-        *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
-        *problem.shape(heads), NEED_OUT2=need_out2, **problem.tail(tiles),
-    )  # fmt: skip
+    out2 = torch.empty(q.shape, dtype=q.dtype, device=q.device) if need_out2 else None
+    output_kernel[problem.query_grid](problem.inputs(tiles), problem.sizes, theta, out, out2, **problem.options)
     return out, out2
 
 
 def backward_gradients(
-    problem: Problem, theta: Tensor, out2: Tensor, d_out: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return dQ (B, H, N_q, D), dK and dV (B, H_kv, N_k, D) in the inputs' dtype."""
-    q, k, v = problem.q, problem.k, problem.v
-    batch, heads, n_q, head_dim = q.shape
-    kv_heads, n_k = k.shape[1], k.shape[2]
-    tiles = choose_tiles(head_dim, q.dtype)
+    problem: Problem, theta: Tensor, out2: Tensor, tiles: Tensor | None, d_out: Tensor, need_alpha: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Return dQ (B, H, N_q, D), dK and dV (B, H_kv, N_k, D) in the inputs' dtype; d_alpha (B, H, N_q) if asked for."""
     delta = torch.empty_like(theta)
-    dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
-    strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *d_out.stride()[:3])
-    inputs = (problem.alpha, *problem.bounds)
-    grad_query_kernel[(triton.cdiv(n_q, tiles.block_m) * batch * heads,)](
-        q, k, v, theta, out2, d_out, delta, dq, *inputs, *strides, *problem.shape(heads), **problem.tail(tiles)
-    )
-    grad_key_value_kernel[(triton.cdiv(n_k, tiles.block_n) * batch * kv_heads,)](
-        q, k, v, theta, delta, d_out, dk, dv, *inputs, *strides, *problem.shape(kv_heads), **problem.tail(tiles)
-    )
-    return dq, dk, dv
-
-
-def threshold(method: str, problem: Problem) -> Tensor:
-    """Return theta by the named method. A new method is a new row of ``THRESHOLDS``."""
-    return THRESHOLDS[method](problem)
-
-
-THRESHOLDS = {"adasplash": halley_threshold}
+    dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (problem.q, problem.k, problem.v))
+    d_alpha = torch.empty_like(theta) if need_alpha else None
+    up = Upstream(theta, delta, d_out, *d_out.stride()[:3])
+    inputs = problem.inputs(tiles, None if tiles is None else transpose(tiles, problem.key_blocks))
+    grad_query_kernel[problem.query_grid](inputs, problem.sizes, up, out2, dq, d_alpha, **problem.options)
+    grad_key_value_kernel[problem.key_grid](inputs, problem.sizes, up, dk, dv, **problem.options)
+    return dq, dk, dv, d_alpha

@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import launch
+from . import decode, launch
 from .eager import TWICE
+from .thresholds import THRESHOLDS
+from .worklists.tiles import words
 
 _NAMESPACE = "adasplash_kernels"
 
@@ -19,26 +21,54 @@ def forward_op(
     k: Tensor,
     v: Tensor,
     alpha: Tensor,
+    alibi_slopes: Tensor | None,
     key_starts: Tensor | None,
     key_lengths: Tensor | None,
+    cu_seqlens_q: Tensor | None,
+    cu_seqlens_k: Tensor | None,
     alpha_kind: str,
     scale: float,
-    causal: bool,
+    left: int,
+    right: int,
     method: str,
     need_backward: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return O, O2 (empty unless a backward pass will follow) and theta (B, H, N_q) float32."""
-    problem = launch.Problem(q, k, v, alpha, alpha_kind, scale, causal, key_starts, key_lengths)
-    theta = launch.threshold(method, problem)
-    out, out2 = launch.forward_output(problem, theta, need_backward)
-    return out, out2, theta
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Compute attention; arguments as in ``launch.Problem``, and the name of a threshold method.
+
+    Returns:
+        O; O2, empty unless a backward pass will follow; theta (B, H, N_q) float32; the bit mask of tiles
+        (B * H, query blocks, words) int32, empty without one or without a backward pass.
+    """
+    problem = launch.Problem(q, k, v, alpha, alpha_kind, scale, left, right, alibi_slopes, key_starts, key_lengths,
+                             cu_seqlens_q, cu_seqlens_k)  # fmt: skip
+    if not need_backward:
+        if decode.suits(problem):
+            out, theta = decode.decode(problem, method)
+        else:
+            theta, tiles = launch.threshold(method, problem)
+            out, _ = launch.forward_output(problem, theta, tiles, need_out2=False)
+        return out, q.new_empty(0), theta, _no_tiles(q)
+    theta, tiles = launch.threshold(method, problem)
+    out, out2 = launch.forward_output(problem, theta, tiles, need_out2=True)
+    return out, out2, theta, _no_tiles(q) if tiles is None else tiles
+
+
+def _no_tiles(q: Tensor) -> Tensor:
+    return torch.empty(0, 0, 0, dtype=torch.int32, device=q.device)
 
 
 @forward_op.register_fake
-def _(q, k, v, alpha, key_starts, key_lengths, alpha_kind, scale, causal, method, need_backward):
-    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+def _(q, k, v, alpha, alibi_slopes, key_starts, key_lengths, cu_seqlens_q, cu_seqlens_k, alpha_kind, scale, left,
+      right, method, need_backward):  # fmt: skip
+    (batch, heads, n_q, _), n_k = q.shape, k.shape[2]
+    tiles = _no_tiles(q)
+    if need_backward and THRESHOLDS[method].marks_tiles and alpha_kind != "1":
+        sizes = launch.choose_tiles(q.shape[3], q.dtype)
+        shape = (batch * heads, -(-n_q // sizes.block_m), words(-(-n_k // sizes.block_n)))
+        tiles = torch.empty(shape, dtype=torch.int32, device=q.device)
     out2 = torch.empty(q.shape if need_backward else (0,), dtype=q.dtype, device=q.device)
-    return out, out2, torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
+    theta = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
+    return torch.empty(q.shape, dtype=q.dtype, device=q.device), out2, theta, tiles
 
 
 @torch.library.custom_op(f"{_NAMESPACE}::backward", mutates_args=())
@@ -47,70 +77,59 @@ def backward_op(
     k: Tensor,
     v: Tensor,
     alpha: Tensor,
+    alibi_slopes: Tensor | None,
     key_starts: Tensor | None,
     key_lengths: Tensor | None,
+    cu_seqlens_q: Tensor | None,
+    cu_seqlens_k: Tensor | None,
     theta: Tensor,
     out2: Tensor,
+    tiles: Tensor,
     d_out: Tensor,
     alpha_kind: str,
     scale: float,
-    causal: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return dQ, dK and dV, contiguous, in the inputs' dtypes."""
-    problem = launch.Problem(q, k, v, alpha, alpha_kind, scale, causal, key_starts, key_lengths)
+    left: int,
+    right: int,
+    need_alpha: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return dQ, dK, dV, contiguous, in the inputs' dtypes, and d_alpha of alpha's shape (empty if not asked for)."""
+    problem = launch.Problem(q, k, v, alpha, alpha_kind, scale, left, right, alibi_slopes, key_starts, key_lengths,
+                             cu_seqlens_q, cu_seqlens_k)  # fmt: skip
     d_out = d_out if d_out.stride(-1) == 1 else d_out.contiguous()
-    return launch.backward_gradients(problem, theta, out2, d_out)
+    mask = tiles if tiles.numel() else None
+    dq, dk, dv, rows = launch.backward_gradients(problem, theta, out2, mask, d_out, need_alpha)
+    if rows is None:
+        return dq, dk, dv, alpha.new_empty(0)
+    return dq, dk, dv, rows.sum((0, 2)) if alpha.numel() == q.shape[1] else rows.sum().reshape(1)
 
 
 @backward_op.register_fake
-def _(q, k, v, alpha, key_starts, key_lengths, theta, out2, d_out, alpha_kind, scale, causal):
-    return tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+def _(q, k, v, alpha, alibi_slopes, key_starts, key_lengths, cu_seqlens_q, cu_seqlens_k, theta, out2, tiles, d_out,
+      alpha_kind, scale, left, right, need_alpha):  # fmt: skip
+    gradients = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+    return *gradients, alpha.new_empty(alpha.shape if need_alpha else (0,))
 
 
-class KernelAttention(torch.autograd.Function):
-    """Autograd around the two ops. Differentiating twice raises."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        alpha: Tensor,
-        key_starts: Tensor | None,
-        key_lengths: Tensor | None,
-        alpha_kind: str,
-        scale: float,
-        causal: bool,
-        method: str,
-        need_backward: bool,
-    ) -> Tensor:
-        out, out2, theta = forward_op(
-            q, k, v, alpha, key_starts, key_lengths, alpha_kind, scale, causal, method, need_backward
-        )
-        ctx.save_for_backward(q, k, v, alpha, key_starts, key_lengths, theta, out2)
-        ctx.alpha_kind, ctx.scale, ctx.causal = alpha_kind, scale, causal
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, alpha, key_starts, key_lengths, theta, out2 = ctx.saved_tensors
-        gradients = _KernelGradients.apply(
-            q, k, v, d_out, alpha, key_starts, key_lengths, theta, out2, ctx.alpha_kind, ctx.scale, ctx.causal
-        )
-        return *gradients, *(None,) * 8
+_SAVED = 9  # tensors that come first in both ops' arguments
 
 
-class _KernelGradients(torch.autograd.Function):
-    """The backward op as a node of its own, so that a second derivative raises instead of being left out.
+def _save(ctx: Any, inputs: tuple, output: tuple) -> None:
+    _, out2, theta, tiles = output
+    ctx.mark_non_differentiable(out2, theta, tiles)
+    ctx.save_for_backward(*inputs[:_SAVED], theta, out2, tiles)
+    ctx.options = inputs[_SAVED : _SAVED + 4]  # alpha_kind, scale, left, right
 
-    PyTorch's ``once_differentiable`` only notices upstream gradients that require grad; a gradient penalty's do not.
-    """
 
-    @staticmethod
-    def forward(ctx: Any, q, k, v, d_out, alpha, key_starts, key_lengths, theta, out2, alpha_kind, scale, causal):
-        return backward_op(q, k, v, alpha, key_starts, key_lengths, theta, out2, d_out, alpha_kind, scale, causal)
+def _differentiate(ctx: Any, d_out: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    need_alpha = ctx.needs_input_grad[3]
+    *gradients, d_alpha = backward_op(*ctx.saved_tensors, d_out, *ctx.options, need_alpha)
+    return *gradients, d_alpha if need_alpha else None, *(None,) * 11
 
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        raise RuntimeError(TWICE)
+
+def _refuse(ctx: Any, *gradients: Tensor | None) -> None:
+    raise RuntimeError(TWICE)
+
+
+forward_op.register_autograd(_differentiate, setup_context=_save)
+# A gradient penalty differentiates what the backward op returned: it must raise, not be left out.
+backward_op.register_autograd(_refuse)

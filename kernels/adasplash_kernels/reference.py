@@ -8,11 +8,12 @@ threshold in units of scores; it stays well conditioned as alpha -> 1, where it 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .masks import allowed_keys
+from .masks import AttentionMask
 
 _HALVINGS = 80  # float64 has 52 bits of mantissa; the bracket is at most log(n) wide
 
@@ -62,19 +63,21 @@ def attention_reference(
     v: Tensor,
     *,
     alpha: float | Tensor = 1.5,
-    causal: bool = False,
     scale: float | None = None,
-    key_starts: Tensor | None = None,
-    key_lengths: Tensor | None = None,
+    **mask: Any,
 ) -> Tensor:
-    """alpha-entmax attention in dense float64; arguments as ``entmax_attention``, result (B, H, N_q, D) float64."""
+    """alpha-entmax attention in dense float64, (B, H, N_q, D).
+
+    Arguments are as for ``entmax_attention``; ``mask`` holds the fields of ``AttentionMask``.
+    """
+    rule, (n_q, n_k) = AttentionMask(**mask), (q.shape[2], k.shape[2])
     groups = q.shape[1] // k.shape[1]
     k = k.double().repeat_interleave(groups, dim=1)
     v = v.double().repeat_interleave(groups, dim=1)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     scores = scale * (q.double() @ k.transpose(-1, -2))
-    mask = allowed_keys(
-        q.shape[2], k.shape[2], causal=causal, key_starts=key_starts, key_lengths=key_lengths, device=q.device
-    )
+    bias = rule.bias(n_q, n_k, device=q.device, dtype=torch.float64)
+    scores = scores if bias is None else scores + bias
+    scores = scores.masked_fill(~rule.allowed(n_q, n_k, device=q.device), -math.inf)
     alpha = alpha.reshape(-1, 1, 1) if isinstance(alpha, Tensor) and alpha.ndim else alpha
-    return entmax_reference(scores.masked_fill(~mask, -math.inf), alpha) @ v
+    return entmax_reference(scores, alpha) @ v

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from .arguments import check_alpha
+from .dispatch import choose_method, kernel_alpha
 from .eager import DenseEntmax
 
 
-def entmax(x: Tensor, alpha: float | Tensor = 1.5, dim: int = -1) -> Tensor:
+def entmax(x: Tensor, alpha: float | Tensor = 1.5, dim: int = -1, *, method: str = "auto") -> Tensor:
     """Map scores to a sparse distribution along ``dim`` (Peters et al. 2019; AdaSplash, eq. 2).
 
     Args:
@@ -19,6 +20,8 @@ def entmax(x: Tensor, alpha: float | Tensor = 1.5, dim: int = -1) -> Tensor:
             ``dim`` moved last and size 1 there (a 0-dimensional tensor always does). A tensor may require grad.
             Its values are not inspected, since that would wait for the GPU: below 1 they count as 1.
         dim: the dimension that sums to one.
+        method: as in ``entmax_attention``: ``"eager"`` is dense PyTorch, the others solve for the threshold in Triton,
+            which stores nothing but the weights and one number a row; ``"auto"`` is eager on CPU and for float64.
 
     Returns:
         Weights of the shape and dtype of ``x``. A row of ``-inf`` alone gives zeros; NaN propagates.
@@ -36,8 +39,7 @@ def entmax(x: Tensor, alpha: float | Tensor = 1.5, dim: int = -1) -> Tensor:
     if x.shape[dim] == 0:
         raise ValueError(f"x: dimension {dim} has size 0, allowed is 1 or more")
     alpha = check_alpha(alpha)
-    compute = torch.float64 if x.dtype == torch.float64 else torch.float32
-    scores = x.movedim(dim, -1).to(compute)
+    scores = x.movedim(dim, -1)
     if isinstance(alpha, Tensor):
         try:
             fits = torch.broadcast_shapes(alpha.shape, (*scores.shape[:-1], 1)) == (*scores.shape[:-1], 1)
@@ -47,4 +49,20 @@ def entmax(x: Tensor, alpha: float | Tensor = 1.5, dim: int = -1) -> Tensor:
             raise ValueError(
                 f"alpha: got shape {tuple(alpha.shape)}, allowed is one that broadcasts to {(*scores.shape[:-1], 1)}"
             )
-    return DenseEntmax.apply(scores, alpha).to(x.dtype).movedim(-1, dim)
+    chosen = choose_method(method, x, "x")
+    if chosen != "eager":
+        return _run_kernels(scores, alpha, chosen).movedim(-1, dim)
+    compute = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return DenseEntmax.apply(scores.to(compute), alpha).to(x.dtype).movedim(-1, dim)
+
+
+def _run_kernels(scores: Tensor, alpha: float | Tensor, method: str) -> Tensor:
+    from .rowwise_ops import entmax_op  # imported late: the eager path works without Triton
+
+    if scores.numel() == 0:
+        return scores * 1.0
+    if isinstance(alpha, Tensor) and alpha.numel() > 1:
+        alpha = alpha.expand(*scores.shape[:-1], 1)
+    by_kernel, kind = kernel_alpha(alpha, scores.device)
+    rows = scores.reshape(-1, scores.shape[-1]).contiguous()
+    return entmax_op(rows, by_kernel, kind, method)[0].reshape(scores.shape)

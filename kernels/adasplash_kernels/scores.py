@@ -1,11 +1,84 @@
-"""The pieces every kernel shares: loading rows, one tile of masked scores, and the weights of a tile."""
+"""The pieces every kernel shares: a block of queries or keys, rows of a matrix, and one tile of masked scores."""
 
 from __future__ import annotations
+
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
 
+from .spans import inner_range, key_span, query_span, tile_range
+
 _INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+
+
+class Block(NamedTuple):
+    """A block of queries (of keys) of one head, and where the other side's tiles are that it meets.
+
+    Attributes:
+        index: which block of its head.
+        batch, head, kv_head: int64.
+        head_index: the head counted over the batch (the key-value head, for keys), int64.
+        rows: positions in the sequence.
+        low, high: the half-open range of the other side that each row meets (see spans.py).
+        position: each row's place on the other side.
+        first, last: tiles of the other side that the block meets.
+        inner_low, inner_high: the range that all rows meet.
+    """
+
+    index: Any
+    batch: Any
+    head: Any
+    kv_head: Any
+    head_index: Any
+    rows: Any
+    low: Any
+    high: Any
+    position: Any
+    first: Any
+    last: Any
+    inner_low: Any
+    inner_high: Any
+
+
+@triton.jit
+def query_block(x, size):
+    """Return this program's block of queries.
+
+    The last blocks come first: causal rows are longest there, and starting with them evens out the end.
+    """
+    n_blocks = tl.cdiv(size.n_q, x.BLOCK_M)
+    head_index = tl.program_id(0) // n_blocks
+    index = n_blocks - 1 - tl.program_id(0) % n_blocks
+    batch = head_index // size.heads
+    head = head_index % size.heads
+    rows = index * x.BLOCK_M + tl.arange(0, x.BLOCK_M)
+    low, high, position = query_span(x, size, batch, rows)
+    first, last = tile_range(low, high, x.BLOCK_N)
+    inner_low, inner_high = inner_range(low, high)
+    return Block(
+        index, batch.to(tl.int64), head.to(tl.int64), (head // size.groups).to(tl.int64), head_index.to(tl.int64),
+        rows, low, high, position, first, last, inner_low, inner_high,
+    )  # fmt: skip
+
+
+@triton.jit
+def key_block(x, size):
+    """Return this program's block of keys; its ``head`` is the first of the query heads that share them."""
+    n_blocks = tl.cdiv(size.n_k, x.BLOCK_N)
+    head_index = tl.program_id(0) // n_blocks
+    index = tl.program_id(0) % n_blocks  # the first keys are seen by the most causal rows
+    kv_heads = size.heads // size.groups
+    batch = head_index // kv_heads
+    kv_head = head_index % kv_heads
+    rows = index * x.BLOCK_N + tl.arange(0, x.BLOCK_N)
+    low, high, position = key_span(x, size, batch, rows)
+    first, last = tile_range(low, high, x.BLOCK_M)
+    inner_low, inner_high = inner_range(low, high)
+    return Block(
+        index, batch.to(tl.int64), (kv_head * size.groups).to(tl.int64), kv_head.to(tl.int64),
+        head_index.to(tl.int64), rows, low, high, position, first, last, inner_low, inner_high,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -18,103 +91,115 @@ def dot(a, b, acc):
 
 
 @triton.jit
-def query_block(n_q, n_heads, BLOCK_M: tl.constexpr):
-    """Return this program's block of queries: its index, its head counted over the batch, batch, head, positions.
-
-    The last blocks come first: causal rows are longest there, and starting with them evens out the end.
-    """
-    n_blocks = tl.cdiv(n_q, BLOCK_M)
-    head_index = tl.program_id(0) // n_blocks
-    pid_m = n_blocks - 1 - tl.program_id(0) % n_blocks
-    rows = pid_m * BLOCK_M + tl.arange(0, BLOCK_M)
-    return pid_m, head_index, head_index // n_heads, head_index % n_heads, rows
-
-
-@triton.jit
-def load_rows(base, rows, stride_row, n_rows, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Load (rows, BLOCK_D) from a matrix of row pitch ``stride_row``; out-of-range rows and columns are zero."""
-    cols = tl.arange(0, BLOCK_D)
+def load_rows(x, base, rows, pitch, n_rows):
+    """Load (rows, BLOCK_D) from a matrix; out-of-range rows and columns are zero."""
+    cols = tl.arange(0, x.BLOCK_D)
     # 64-bit offsets: a row index times a pitch of heads x head dim passes 2^31 for long packed sequences.
-    offsets = rows.to(tl.int64)[:, None] * stride_row + cols[None, :]
+    offsets = rows.to(tl.int64)[:, None] * pitch + cols[None, :]
     keep = (rows < n_rows)[:, None]
-    if BLOCK_D != D:
-        keep = keep & (cols < D)[None, :]
+    if not x.EVEN_D:
+        keep = keep & (cols < x.d)[None, :]
     return tl.load(base + offsets, mask=keep, other=0.0)
 
 
 @triton.jit
-def store_rows(base, value, rows, stride_row, n_rows, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Store (rows, BLOCK_D) in the matrix's own dtype, leaving out-of-range rows and columns alone."""
-    cols = tl.arange(0, BLOCK_D)
-    offsets = rows.to(tl.int64)[:, None] * stride_row + cols[None, :]
+def store_rows(x, base, value, rows, n_rows):
+    """Store (rows, BLOCK_D) in a contiguous matrix, in its dtype, leaving out-of-range rows and columns alone."""
+    cols = tl.arange(0, x.BLOCK_D)
+    offsets = rows.to(tl.int64)[:, None] * x.d + cols[None, :]
     keep = (rows < n_rows)[:, None]
-    if BLOCK_D != D:
-        keep = keep & (cols < D)[None, :]
+    if not x.EVEN_D:
+        keep = keep & (cols < x.d)[None, :]
     tl.store(base + offsets, value.to(base.dtype.element_ty), mask=keep)
 
 
 @triton.jit
-def key_bounds(starts, lengths, batch, n_k, PADDED: tl.constexpr):
-    """Return the half-open range of keys that are not padding in a sequence."""
-    start = 0
-    end = n_k
-    if PADDED:
-        start = tl.maximum(tl.load(starts + batch), 0).to(tl.int32)
-        end = tl.minimum(tl.load(lengths + batch), n_k).to(tl.int32)
-    return start, end
-
-
-@triton.jit
-def score_tile(q, k, rows, keys, scale, n_q, n_k, key_start, key_end, CAUSAL: tl.constexpr):
-    """Scaled scores (rows, keys) in float32, ``-inf`` where the mask forbids the pair."""
-    s = dot(q, tl.trans(k), tl.zeros((rows.shape[0], keys.shape[0]), tl.float32)) * scale
-    keep = ((keys >= key_start) & (keys < key_end))[None, :]
-    if CAUSAL:
-        keep = keep & (keys[None, :] <= rows[:, None] + (n_k - n_q))
-    return tl.where(keep, s, float("-inf"))
-
-
-@triton.jit
-def log1p(t):
-    """ln(1 + t) for t > -1 without cancellation near 0 (Kahan), from portable operations only."""
-    w = 1.0 + t
-    d = w - 1.0
-    return tl.where(d == 0.0, t, tl.log(w) * (t / tl.where(d == 0.0, 1.0, d)))
-
-
-@triton.jit
-def weights(y, a, ALPHA: tl.constexpr):
-    """Return p and u = p^(2 - alpha) (zero outside the support) for ``y = s - theta`` and ``a = alpha - 1``.
-
-    ALPHA picks the closed forms: "1" softmax, "1.5", "2" sparsemax; "any" works for all through logarithms.
-    """
-    if ALPHA == "1":
-        p = tl.exp(y)
-        u = p
-    elif ALPHA == "1.5":
-        u = tl.maximum(1.0 + 0.5 * y, 0.0, propagate_nan=tl.PropagateNan.ALL)
-        p = u * u
-    elif ALPHA == "2":
-        p = tl.maximum(1.0 + y, 0.0, propagate_nan=tl.PropagateNan.ALL)
-        u = tl.where(p > 0.0, 1.0, p)
+def load_queries(x, size, at):
+    """Load the queries (BLOCK_M, BLOCK_D) of a block; where scores are stored there are none."""
+    if x.scores is None:
+        q = load_rows(x, x.q + at.batch * x.q_batch + at.head * x.q_head, at.rows, x.q_row, size.n_q)
     else:
-        t = a * y
-        outside = t <= -1.0  # false for NaN, which must reach the output
-        log_p = log1p(tl.where(outside, 0.0, t)) / a
-        p = tl.where(outside, 0.0, tl.exp(log_p))
-        u = tl.where(outside, 0.0, tl.exp((1.0 - a) * log_p))
-    return p, u
+        q = 0.0
+    return q
 
 
 @triton.jit
-def load_exponent(alpha, head, alpha_stride, ALPHA: tl.constexpr):
-    """Return a = alpha - 1 of a head; kept off zero, where the general form reaches softmax as a limit."""
-    if ALPHA == "1":
-        a = 0.0
-    elif ALPHA == "1.5":
-        a = 0.5
-    elif ALPHA == "2":
-        a = 1.0
+def load_keys(x, size, at, keys):
+    """Load rows of K (keys, BLOCK_D) for a block of queries or keys."""
+    return load_rows(x, x.k + at.batch * x.k_batch + at.kv_head * x.k_head, keys, x.k_row, size.n_k)
+
+
+@triton.jit
+def load_values(x, size, at, keys):
+    """Load rows of V (keys, BLOCK_D) for a block of queries or keys."""
+    return load_rows(x, x.v + at.batch * x.v_batch + at.kv_head * x.v_head, keys, x.v_row, size.n_k)
+
+
+@triton.jit
+def load_slope(x, size, batch, head):
+    """Return the ALiBi slope of a head (of each, for a tensor of heads), before ``scale``; 0 without slopes."""
+    if x.slopes is None:
+        slope = head * 0.0
     else:
-        a = tl.minimum(tl.maximum(tl.load(alpha + head * alpha_stride).to(tl.float32) - 1.0, 1e-6), 1.0)
-    return a
+        slope = tl.load(x.slopes + batch * x.slope_batch + head) / size.scale
+    return slope
+
+
+@triton.jit
+def raw_scores(x, q, k, slope, distance):
+    """Scores (queries, keys) in float32 before ``scale``, with ALiBi's term where there are slopes."""
+    raw = dot(q, tl.trans(k), tl.zeros((q.shape[0], k.shape[0]), tl.float32))
+    if x.slopes is not None:
+        raw -= slope * tl.abs(distance).to(tl.float32)
+    return raw
+
+
+@triton.jit
+def query_scores(x, size, at, q, k, tile):
+    """One tile of scores for a block of queries, before ``scale``; ``-inf`` where a query does not see a key."""
+    keys = tile * x.BLOCK_N + tl.arange(0, x.BLOCK_N)
+    slope = load_slope(x, size, at.batch, at.head)
+    raw = raw_scores(x, q, k, slope, at.position[:, None] - keys[None, :])
+    if (tile * x.BLOCK_N < at.inner_low) | ((tile + 1) * x.BLOCK_N > at.inner_high):
+        keep = (keys[None, :] >= at.low[:, None]) & (keys[None, :] < at.high[:, None])
+        raw = tl.where(keep, raw, float("-inf"))
+    return raw
+
+
+@triton.jit
+def load_tile(x, size, at, q, tile):
+    """Load a tile's rows of K and V for a block of queries, and compute its scores."""
+    keys = tile * x.BLOCK_N + tl.arange(0, x.BLOCK_N)
+    k = load_keys(x, size, at, keys)
+    return k, load_values(x, size, at, keys), query_scores(x, size, at, q, k, tile)
+
+
+@triton.jit
+def key_scores(x, size, at, head, q, k, tile):
+    """The same for a block of keys that meets a tile of queries of ``head``."""
+    queries = tile * x.BLOCK_M + tl.arange(0, x.BLOCK_M)
+    slope = load_slope(x, size, at.batch, head)
+    raw = raw_scores(x, q, k, slope, queries[:, None] - at.position[None, :])
+    if (tile * x.BLOCK_M < at.inner_low) | ((tile + 1) * x.BLOCK_M > at.inner_high):
+        keep = (queries[:, None] >= at.low[None, :]) & (queries[:, None] < at.high[None, :])
+        raw = tl.where(keep, raw, float("-inf"))
+    return raw
+
+
+@triton.jit
+def threshold_scores(x, size, at, q, tile):
+    """One tile of scores for finding thresholds: computed from q and k, or read where they are stored."""
+    keys = tile * x.BLOCK_N + tl.arange(0, x.BLOCK_N)
+    if x.scores is None:
+        raw = query_scores(x, size, at, q, load_keys(x, size, at, keys), tile)
+    else:
+        row = (at.head_index * size.n_q + at.rows)[:, None] * size.n_k
+        keep = (at.rows < size.n_q)[:, None] & (keys < size.n_k)[None, :]
+        raw = tl.load(x.scores + row + keys[None, :], mask=keep, other=float("-inf")).to(tl.float32)
+    return raw
+
+
+@triton.jit
+def load_theta(theta, size, at):
+    """Load the thresholds of a block of queries; ``+inf``, which makes weights zero, past the end."""
+    return tl.load(theta + at.head_index * size.n_q + at.rows, mask=at.rows < size.n_q, other=float("inf"))

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .arguments import check_alpha, check_per_sequence, check_qkv, check_scale
-from .eager import solve_theta, weights
-from .masks import allowed_keys
+from .arguments import check_alpha, check_mask, check_qkv, check_scale
+from .eager import exponent, masked_scores, solve_theta, weights
 
 _ROWS_AT_ONCE = 1024
 
@@ -40,21 +39,17 @@ class SupportMap:
 
 @torch.no_grad()
 def support_map(
-    q: Tensor,
-    k: Tensor,
-    *,
-    alpha: float | Tensor = 1.5,
-    causal: bool = False,
-    scale: float | None = None,
-    key_lengths: Tensor | None = None,
-    key_starts: Tensor | None = None,
+    q: Tensor, k: Tensor, *, alpha: float | Tensor = 1.5, causal: bool = False, scale: float | None = None,
+    window: int | None = None, alibi_slopes: Tensor | None = None, key_lengths: Tensor | None = None,
+    key_starts: Tensor | None = None, cu_seqlens_q: Tensor | None = None, cu_seqlens_k: Tensor | None = None,
     tile: tuple[int, int] = (64, 64),
-) -> SupportMap:
+) -> SupportMap:  # fmt: skip
     """Compute which weights of ``entmax_attention(q, k, ...)`` are not zero, exactly, a band of queries at a time.
 
     Args:
-        q, k, alpha, causal, scale, key_lengths, key_starts: as in ``entmax_attention``.
-        tile: queries and keys per tile of ``occupancy``.
+        q, k, alpha, causal, scale, window, alibi_slopes, key_lengths, key_starts, cu_seqlens_q, cu_seqlens_k: as in
+            ``entmax_attention``.
+        tile: queries and keys per tile of ``occupancy``; tiles count from the first token, packed sequences or not.
 
     Raises:
         ValueError: an argument has the wrong type, shape, dtype, device or range; the message names it.
@@ -62,30 +57,26 @@ def support_map(
     check_qkv(q, k, k)
     alpha = check_alpha(alpha, heads=q.shape[1])
     scale = check_scale(scale, q.shape[3])
-    check_per_sequence("key_lengths", key_lengths, q)
-    check_per_sequence("key_starts", key_starts, q)
+    mask = check_mask(q, k, causal=causal, window=window, alibi_slopes=alibi_slopes, key_starts=key_starts,
+                      key_lengths=key_lengths, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k)  # fmt: skip
     if len(tile) != 2 or not all(isinstance(t, int) and t >= 1 for t in tile):
         raise ValueError(f"tile: got {tile!r}, allowed are two positive integers")
     (batch, heads, n_q, _), n_k = q.shape, k.shape[2]
     tile_q, tile_k = tile
     per_head = alpha.reshape(-1, 1, 1) if isinstance(alpha, Tensor) else alpha
-    compute = torch.float64 if q.dtype == torch.float64 else torch.float32
-    keys = k.to(compute).repeat_interleave(heads // k.shape[1], dim=1).transpose(-1, -2)
     counts, allowed, thetas, occupied = [], [], [], []
     band = tile_q * max(1, _ROWS_AT_ONCE // tile_q)  # whole tiles, so that no tile is split between bands
-    for start in range(0, n_q, band):
+    for start in range(0, max(n_q, 1), band):  # one empty band where there are no queries
         rows = slice(start, min(start + band, n_q))
-        mask = allowed_keys(n_q, n_k, causal=causal, key_starts=key_starts, key_lengths=key_lengths, rows=rows,
-                            device=q.device)  # fmt: skip
-        scores = (scale * (q[:, :, rows].to(compute) @ keys)).masked_fill(~mask, -math.inf)
+        scores = masked_scores(q, k, scale=scale, mask=mask, rows=rows)
         theta = solve_theta(scores, per_head)
         nonzero = weights(scores, theta, per_head) > 0
         counts.append(nonzero.sum(-1))
-        allowed.append(mask.sum(-1).expand(batch, heads, -1))
+        allowed.append(mask.allowed(n_q, n_k, rows=rows, device=q.device).sum(-1).expand(batch, heads, -1))
         thetas.append(theta.squeeze(-1))
         occupied.append(_tiles_any(nonzero, tile_q, tile_k))
     theta = torch.cat(thetas, -1)
-    a = (per_head - 1).squeeze(-1) if isinstance(per_head, Tensor) else per_head - 1
+    a = exponent(per_head, theta.dtype).squeeze(-1) if isinstance(per_head, Tensor) else per_head - 1
     tau = torch.where(theta.isinf(), math.nan, a * theta - 1).float()
     return SupportMap(torch.cat(counts, -1), torch.cat(allowed, -1), torch.cat(occupied, -2), tau)
 

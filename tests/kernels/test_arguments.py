@@ -10,14 +10,21 @@ import pytest
 import torch
 
 from adasplash_kernels import entmax, entmax_attention, support_map
+from adasplash_kernels.arguments import check_mask
 
 X = torch.randn(2, 4, 6, 8)
+ONE = {n: X[:1] for n in "qkv"}
+CU = torch.tensor([0, 2, 6])
 
 
 def call(**changes):
     arguments = {"q": X, "k": X, "v": X, **changes}
     q, k, v = (arguments.pop(n) for n in "qkv")
     return entmax_attention(q, k, v, **arguments)
+
+
+def call_support_map(**changes):
+    return support_map(**{"q": X, "k": X, **{n: x for n, x in changes.items() if n != "v"}})
 
 
 @pytest.mark.parametrize(
@@ -42,10 +49,7 @@ def call(**changes):
         ({n: torch.zeros(1, 1, 2, 257) for n in "qkv"}, "q: got head dim 257"),
         ({"scale": 0.0}, "scale: got 0.0"),
         ({"scale": "1"}, "scale: got str"),
-        ({"key_lengths": torch.ones(2)}, "key_lengths: got torch.float32, allowed is a tensor of int32 or int64"),
-        ({"key_lengths": [1, 2]}, "key_lengths: got list"),
-        ({"key_starts": torch.zeros(3, dtype=torch.int32)}, r"key_starts: got shape \(3,\), allowed is \(2,\)"),
-        ({"method": "flash"}, "method: got 'flash', allowed are auto, eager, adasplash"),
+        ({"method": "flash"}, "method: got 'flash', allowed are auto, eager, adasplash, adasplash_nomask, adasplash2$"),
         ({"method": "adasplash", **{n: X.double() for n in "qkv"}}, "q: got torch.float64"),
     ],
 )
@@ -55,13 +59,78 @@ def test_refused(changes, message):
 
 
 @pytest.mark.parametrize(
-    "changes",
-    [{"window": 4}, {"alibi_slopes": torch.ones(4)}, {"cu_seqlens_q": torch.zeros(2)}, {"method": "columns"}],
+    ("changes", "message"),
+    [
+        ({"method": "columns"}, "method: 'columns' is not implemented yet"),
+        ({"alibi_slopes": torch.ones(4, requires_grad=True)}, "alibi_slopes: its gradient is not implemented"),
+    ],
 )
-def test_what_must_wait_says_so(changes):
-    name = next(iter(changes))
-    with pytest.raises(NotImplementedError, match=name):
+def test_what_is_not_implemented_says_so(changes, message):
+    with pytest.raises(NotImplementedError, match=message):
         call(**changes)
+
+
+def test_slopes_that_require_grad_are_taken_where_no_gradient_is_recorded():
+    slopes = torch.full((4,), 0.3, requires_grad=True)
+    with torch.no_grad():
+        assert torch.equal(call(alibi_slopes=slopes), call(alibi_slopes=slopes.detach()))
+
+
+MASKS = [
+    ({"key_lengths": torch.ones(2)}, "key_lengths: got torch.float32, allowed is a tensor of int32 or int64"),
+    ({"key_lengths": [1, 2]}, "key_lengths: got list"),
+    ({"key_starts": torch.zeros(3, dtype=torch.int32)}, r"key_starts: got shape \(3,\), allowed is \(2,\)"),
+    (
+        {"key_starts": torch.zeros(2, dtype=torch.int32, device="meta")},
+        "key_starts: on meta, allowed is q's device cpu",
+    ),
+    ({"window": 0}, r"window: got 0, allowed is 1 to 1073741824, or None"),
+    ({"window": -3}, "window: got -3, allowed is 1"),
+    ({"window": 2**30 + 1}, "window: got 1073741825, allowed is 1"),
+    ({"window": True}, "window: got bool, allowed is a positive integer or None"),
+    ({"window": 4.0}, "window: got float"),
+    ({"window": (4, 0)}, "window: got tuple"),
+    ({"alibi_slopes": [0.5] * 4}, "alibi_slopes: got list, allowed is a tensor of float32"),
+    ({"alibi_slopes": torch.ones(4).double()}, "alibi_slopes: got torch.float64, allowed is a tensor of float32"),
+    ({"alibi_slopes": torch.ones(2)}, r"alibi_slopes: got shape \(2,\), allowed is \(4,\), one per head, or \(2, 4\)"),
+    ({"alibi_slopes": torch.ones(1, 4)}, r"alibi_slopes: got shape \(1, 4\)"),
+    ({"alibi_slopes": torch.ones(())}, r"alibi_slopes: got shape \(\)"),
+    ({"alibi_slopes": torch.ones(4, device="meta")}, "alibi_slopes: on meta, allowed is q's device cpu"),
+    ({**ONE, "cu_seqlens_k": CU}, "cu_seqlens_k: got it without cu_seqlens_q"),
+    ({"cu_seqlens_q": CU}, "cu_seqlens_q: got it with q of batch size 2, allowed is batch size 1"),
+    ({**ONE, "cu_seqlens_q": [0, 2, 6]}, "cu_seqlens_q: got list, allowed is a tensor of int32 or int64"),
+    ({**ONE, "cu_seqlens_q": CU.float()}, "cu_seqlens_q: got torch.float32"),
+    ({**ONE, "cu_seqlens_q": CU.expand(2, 3)}, r"cu_seqlens_q: got shape \(2, 3\), allowed is \(S \+ 1,\)"),
+    ({**ONE, "cu_seqlens_q": CU[:1]}, r"cu_seqlens_q: got shape \(1,\), allowed is \(S \+ 1,\)"),
+    ({**ONE, "cu_seqlens_q": CU.to("meta")}, "cu_seqlens_q: on meta, allowed is q's device cpu"),
+    ({**ONE, "cu_seqlens_q": CU, "cu_seqlens_k": CU.tolist()}, "cu_seqlens_k: got list"),
+    ({**ONE, "cu_seqlens_q": CU, "cu_seqlens_k": CU.short()}, "cu_seqlens_k: got torch.int16"),
+    ({**ONE, "cu_seqlens_q": CU, "cu_seqlens_k": CU[:2]}, r"cu_seqlens_k: got shape \(2,\), allowed is .* \(3,\)"),
+    ({**ONE, "cu_seqlens_q": CU, "cu_seqlens_k": CU.to("meta")}, "cu_seqlens_k: on meta, allowed is q's device cpu"),
+    (
+        {**ONE, "q": X[:1, :, :5], "cu_seqlens_q": CU},
+        "cu_seqlens_k: got None with 5 queries and 6 keys, allowed is None only where these are equal",
+    ),
+    ({**ONE, "cu_seqlens_q": CU, "key_starts": CU[:1]}, "key_starts: got it together with cu_seqlens_q"),
+    ({**ONE, "cu_seqlens_q": CU, "key_lengths": CU[:1]}, "key_lengths: got it together with cu_seqlens_q"),
+]
+
+
+@pytest.mark.parametrize("function", [call, call_support_map])
+@pytest.mark.parametrize(("changes", "message"), MASKS)
+def test_mask_refused(function, changes, message):
+    with pytest.raises(ValueError, match=message):
+        function(**changes)
+
+
+def test_largest_window_is_no_window():
+    assert torch.equal(call(window=2**30), call())
+
+
+def test_packed_keys_are_the_packed_queries_by_default():
+    assert check_mask(X[:1], X[:1], cu_seqlens_q=CU).cu_seqlens_k is CU
+    assert torch.equal(call(**ONE, cu_seqlens_q=CU), call(**ONE, cu_seqlens_q=CU, cu_seqlens_k=CU))
+    assert not torch.equal(call(**ONE, cu_seqlens_q=CU), call(**ONE))
 
 
 @pytest.mark.parametrize(

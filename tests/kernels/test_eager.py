@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import entmax as published
@@ -9,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracle import check_against_oracle, gradients
 
 from adasplash_kernels import entmax, entmax_attention
 from adasplash_kernels.reference import attention_reference, entmax_reference
@@ -64,19 +66,91 @@ def test_gradient_to_alpha_near_one_is_the_limit():
     torch.testing.assert_close(alpha.grad, exact.grad, rtol=1e-6, atol=1e-9)
 
 
-def test_alpha_per_head_gradient():
-    q, k, v = (torch.randn(2, 3, 6, 4, dtype=torch.float64, requires_grad=True) for _ in range(3))
-    alpha = torch.tensor([1.2, 1.5, 1.9], dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(
-        lambda q, k, v, a: entmax_attention(q, k, v, alpha=a, causal=True, method="eager"), (q, k, v, alpha)
-    )
+def qkv(n_q, n_k, *, batch=1, seed=0):
+    """Float64 queries of two heads, keys and values of one."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = ((2, n_q), (1, n_k), (1, n_k))
+    return tuple(torch.randn(batch, h, n, 3, dtype=torch.float64, generator=generator) for h, n in shapes)
+
+
+SLOPES = torch.tensor([0.5, -0.1])
+PACKED = dict(cu_seqlens_q=torch.tensor([0, 3, 3, 5, 6]), cu_seqlens_k=torch.tensor([0, 2, 3, 6, 6]))
+RULES = {
+    "none": dict(),
+    "causal": dict(causal=True),
+    "window": dict(window=2),
+    "alibi": dict(alibi_slopes=SLOPES),
+    "alibi by sequence, causal window": dict(alibi_slopes=torch.tensor([[0.5, -0.1], [0.3, 0]]), causal=True, window=3),
+    "padding": dict(causal=True, window=4, key_starts=torch.tensor([0, 3]), key_lengths=torch.tensor([7, 5])),
+    "packed": PACKED,
+    "packed, all": dict(causal=True, window=2, alibi_slopes=SLOPES, **PACKED),
+    "packed, queries and keys alike": dict(alibi_slopes=SLOPES[None], cu_seqlens_q=torch.tensor([0, 2, 2, 6]).int()),
+}
+by_rule = pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
+
+
+def inputs(rule, **options):
+    """Return what fits a rule: two sequences of 5 queries and 7 keys, or 7 packed tokens, one of them past the end."""
+    return qkv(7, 7, **options) if "cu_seqlens_q" in rule else qkv(5, 7, batch=2, **options)
+
+
+def eager(q, k, v, **options):
+    return entmax_attention(q, k, v, method="eager", **options)
+
+
+@by_rule
+@pytest.mark.parametrize("alpha", [1.0, 1.3, 1.5, 2.0])
+def test_attention_equals_the_oracle(rule, alpha):
+    tensors, options = inputs(rule), dict(rule, alpha=alpha, scale=0.7)
+    upstream = inputs(rule, seed=1)[0]
+    found = gradients(lambda *x: eager(*x, **options), tensors, upstream)
+    exact = gradients(lambda *x: attention_reference(*x, **options), tensors, upstream)
+    for a, b in zip(found, exact, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+@by_rule
+@pytest.mark.parametrize(
+    "alpha", [1.5, torch.tensor(1.7), torch.tensor([1.25, 1.9])], ids=["1.5", "scalar", "per head"]
+)
+def test_attention_gradcheck(rule, alpha):
+    """Against finite differences, to alpha as well where it is a tensor."""
+    leaves = [x.requires_grad_() for x in inputs(rule)]
+    if isinstance(alpha, torch.Tensor):
+        leaves.append(alpha.double().requires_grad_())
+    assert torch.autograd.gradcheck(lambda q, k, v, alpha=alpha: eager(q, k, v, alpha=alpha, **rule), leaves)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("spread", "n_k", "rule"), [
+    (30, 7, dict(causal=True)),  # large scores
+    (1, 1000, dict(alibi_slopes=torch.tensor([0.3, 0.1]), key_lengths=torch.tensor([7, 5]))),  # all keys are far away
+])  # fmt: skip
+def test_scores_are_float32_for_half_precision(dtype, spread, n_k, rule):
+    """Scores, or distances, rounded to the inputs' precision would cost more than the roundings of the result."""
+    q, k, v = (x.to(dtype) for x in qkv(5, n_k, batch=2))
+    check_against_oracle(eager, lambda *x, **o: attention_reference(*x, **o).to(dtype), spread * q, k, v, **rule)
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_attention_equals_the_oracle(causal):
-    q, k, v = (torch.randn(2, h, n, 8, dtype=torch.float64) for h, n in ((4, 9), (2, 13), (2, 13)))
-    options = dict(alpha=1.5, causal=causal, key_starts=torch.tensor([0, 4]), key_lengths=torch.tensor([13, 11]))
-    torch.testing.assert_close(entmax_attention(q, k, v, **options), attention_reference(q, k, v, **options))
+@pytest.mark.parametrize("rule", [{}, dict(window=2), dict(alibi_slopes=SLOPES)], ids=["none", "window", "alibi"])
+@pytest.mark.parametrize("alpha", [1.5, torch.tensor([1.1, 2.0])], ids=["1.5", "per head"])
+def test_packed_sequences_equal_the_same_one_by_one(causal, rule, alpha):
+    """Outputs and gradients; tokens past the end, queries without keys and keys without queries have none."""
+    cu_q, cu_k = [0, 4, 4, 9, 11], [0, 6, 7, 10, 10]
+    packed = dict(cu_seqlens_q=torch.tensor(cu_q), cu_seqlens_k=torch.tensor(cu_k))
+    tensors, upstream, options = qkv(13, 12), qkv(13, 12, seed=1)[0], dict(rule, causal=causal, alpha=alpha)
+    found = gradients(lambda *x: eager(*x, **options, **packed), tensors, upstream)
+    expected = [torch.zeros_like(x) for x in (tensors[0], *tensors)]
+    for queries, keys in zip(*(itertools.starmap(slice, itertools.pairwise(x)) for x in (cu_q, cu_k)), strict=True):
+        if keys.start == keys.stop:
+            continue
+        q, k, v = tensors[0][:, :, queries], tensors[1][:, :, keys], tensors[2][:, :, keys]
+        alone = gradients(lambda *x: eager(*x, **options), (q, k, v), upstream[:, :, queries])
+        for whole, part, where in zip(expected, alone, (queries, queries, keys, keys), strict=True):
+            whole[:, :, where] = part
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
 
 
 def test_mask_by_hand():

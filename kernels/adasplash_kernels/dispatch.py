@@ -1,0 +1,57 @@
+"""Which method computes a call, and what alpha looks like to a kernel. Works without Triton."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .arguments import KERNEL_DTYPES
+from .thresholds import THRESHOLDS
+
+METHODS = ("auto", "eager", "adasplash", "adasplash_nomask", "adasplash2")
+_PLANNED = ("columns",)
+
+
+def choose_method(method: str, x: Tensor, name: str) -> str:
+    """Return the method to use for a tensor; ``name`` is the argument it came in as.
+
+    Raises:
+        ValueError: no such method, or it cannot take this dtype or device.
+        NotImplementedError: a method that is planned.
+    """
+    if method == "auto":
+        return "eager" if x.device.type == "cpu" or x.dtype == torch.float64 else "adasplash2"
+    if method == "eager":
+        return method
+    if method in _PLANNED:
+        raise NotImplementedError(f"method: {method!r} is not implemented yet; available are {', '.join(METHODS)}")
+    if method not in METHODS and method not in THRESHOLDS:
+        raise ValueError(f"method: got {method!r}, allowed are {', '.join(METHODS)}")
+    if x.dtype not in KERNEL_DTYPES:
+        raise ValueError(f"{name}: got {x.dtype}, allowed with method {method!r} are float16, bfloat16 and float32")
+    if x.device.type == "cpu" and not kernels_interpreted():
+        raise ValueError(
+            f"method: {method!r} needs CUDA tensors, {name} is on the CPU; use 'auto' or 'eager', or set "
+            "TRITON_INTERPRET=1 before importing triton to run the kernels in its interpreter"
+        )
+    return method
+
+
+def kernels_interpreted() -> bool:
+    """Tell whether Triton runs kernels on the CPU; False where Triton is not installed."""
+    try:
+        from .launch import INTERPRETED
+    except ModuleNotFoundError:
+        return False
+    return INTERPRETED
+
+
+def kernel_alpha(alpha: float | Tensor, device: torch.device) -> tuple[Tensor, str]:
+    """Return alpha as the (1,) or (n,) float32 tensor kernels read, and which of their closed forms applies."""
+    kinds = {1.0: "1", 1.5: "1.5", 2.0: "2"}
+    kind = "any" if isinstance(alpha, Tensor) else kinds.get(alpha, "any")
+    if isinstance(alpha, Tensor):
+        alpha = alpha.to(device=device, dtype=torch.float32).reshape(-1).contiguous()
+    else:
+        alpha = torch.full((1,), alpha, dtype=torch.float32, device=device)
+    return alpha, kind

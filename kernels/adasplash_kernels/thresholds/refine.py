@@ -1,0 +1,134 @@
+"""The safeguarded solve that every method ends with: Halley's step inside a bracket, else its midpoint.
+
+Each iteration is one pass over the keys, which recomputes the scores tile by tile instead of storing them. With
+``theta`` in units of scores (see reference.py) Halley's and bisection's iterates are the paper's (AdaSplash, alg. 1).
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from ..mapping import curvature, norm_gap, weights
+from ..scores import threshold_scores
+from ..worklists.tiles import mark_tile
+
+MAX_ITERATIONS = 40  # bisection alone would need about 30; Halley's steps need 2 to 6
+
+
+@triton.jit
+def highest_score(x, size, at, q):
+    """Return the largest score of each query, in one pass over the keys; ``-inf`` for rows that see none."""
+    top = tl.full((x.BLOCK_M,), float("-inf"), tl.float32)
+    for tile in range(at.first, at.last):
+        raw = threshold_scores(x, size, at, q, tile)
+        top = tl.maximum(top, tl.max(raw, 1), propagate_nan=tl.PropagateNan.ALL)
+    return top * size.scale
+
+
+@triton.jit
+def bracket(x, size, at, top, a):
+    """Return which rows are empty and the a-priori bracket [max s, max s + (1 - n^(-a)) / a] (AdaSplash, sec. 3.1)."""
+    empty = top == float("-inf")
+    low = tl.where(empty, 0.0, top)
+    log_n = tl.log(tl.maximum(at.high - at.low, 1).to(tl.float32))
+    reduction = a * log_n
+    # (1 - e^(-x)) / a, by its series where the difference would cancel
+    small = reduction < 1e-3
+    width = tl.where(small, log_n * (1.0 - 0.5 * reduction), (1.0 - tl.exp(-reduction)) / tl.where(small, 1.0, a))
+    slack = tl.abs(low) * 1e-6
+    return empty, low - slack, low + width * 1.000001 + 1e-6 + slack
+
+
+@triton.jit
+def _step(theta, low, high, total, slope, curve, a, ALPHA: tl.constexpr, NORM: tl.constexpr):
+    """One update: the new iterate, the narrowed bracket, the error it found, and how far the next step may reach."""
+    f = total - 1.0
+    low = tl.where(f >= 0.0, theta, low)
+    high = tl.where(f <= 0.0, theta, high)
+    slope = tl.maximum(slope, 1e-30)
+    if NORM or ALPHA == "1":  # softmax is where the norm makes one step exact
+        total = tl.maximum(total, 1e-30)
+        g, factor = norm_gap(total, a, ALPHA)
+        newton = g / (factor * slope)
+        bend = curve - (1.0 - a) * slope * (slope / total)
+        halley = 2.0 * g * slope / tl.maximum(2.0 * factor * slope * slope - g * bend, 1e-30)
+    else:
+        newton = f / slope
+        halley = 2.0 * f * slope / tl.maximum(2.0 * slope * slope - f * curve, 1e-30)
+    # A weight at the very edge of the support can make the curvature so large that Halley's step all but stops
+    # while the error is still there; the midpoint is the better guess then, as it is outside the bracket.
+    candidate = theta + halley
+    use_middle = (tl.abs(halley) < 0.5 * tl.abs(newton)) | (candidate < low) | (candidate > high)
+    width = high - low
+    error = tl.minimum(tl.abs(newton), width)
+    return tl.where(use_middle, 0.5 * (low + high), candidate), low, high, error, tl.where(use_middle, width, error)
+
+
+@triton.jit
+def _last_step(a, ALPHA: tl.constexpr):
+    """Return how large a step may be that needs no other after it: what it leaves is less than float32 resolves.
+
+    Where the support stays the same Halley's error is cubic in the step. A weight that enters or leaves it on the way
+    is at most (a step)^(1/a): quadratic or less up to alpha = 1.5, but linear for alpha = 2.
+    """
+    if ALPHA == "1" or ALPHA == "1.5":
+        step = 3e-4
+    elif ALPHA == "2":
+        step = 1e-6
+    else:
+        step = tl.maximum(tl.minimum(tl.exp(-15.0 * a) / a, 3e-4), 1e-6)
+    return step
+
+
+@triton.jit
+def refine(x, size, at, q, a, empty, low, high, theta, marks, max_iterations, NORM: tl.constexpr):
+    """Return theta of a block of queries, solved from a start inside a bracket; ``+inf`` for empty rows.
+
+    Args:
+        marks: this block's row of the bit mask of tiles, written on the way: a tile is marked if a score in it may
+            be in the support. None for no mask.
+        NORM: step on the norm of the weights (AdaSplash-2) or on their sum, as AdaSplash does.
+    """
+    tolerance = tl.maximum(_last_step(a, x.ALPHA), 5e-7 * tl.abs(low))
+    reach = high - low
+    real = (at.rows < size.n_q) & (~empty)
+    floor = theta
+    iteration = 0
+    unfinished = 1
+    while (unfinished > 0) & (iteration < max_iterations):
+        total = tl.zeros((x.BLOCK_M,), tl.float32)
+        slope = tl.zeros((x.BLOCK_M,), tl.float32)
+        curve = tl.zeros((x.BLOCK_M,), tl.float32)
+        # Marks must hold for the theta that comes out of this pass: they allow for a step down of ``reach``.
+        floor = theta - reach
+        if x.ALPHA == "1":
+            edge = tl.full((x.BLOCK_M,), float("-inf"), tl.float32)
+        else:
+            edge = floor - 1.0 / a - 4e-7 * (tl.abs(floor) + 1.0 / a)
+        word = tl.zeros((x.BLOCK_M,), tl.int32)
+        for tile in range(at.first, at.last):
+            raw = threshold_scores(x, size, at, q, tile)
+            p, u = weights(raw, size.scale, theta[:, None], a, x.ALPHA)
+            total += tl.sum(p, 1)
+            slope += tl.sum(u, 1)
+            curve += tl.sum(curvature(p, u, a, x.ALPHA), 1)
+            if marks is not None:
+                if iteration > 0:  # the first pass is never the last, and its ``reach`` says little
+                    word = mark_tile(marks, word, raw, size.scale, edge, tile, at.last)
+        theta, low, high, error, reach = _step(theta, low, high, total, slope, curve, a, x.ALPHA, NORM)
+        # NaN compares false and so counts as finished: it must never hang.
+        again = error > tolerance
+        if marks is not None:
+            again = again | (theta < floor) | (iteration == 0)
+        unfinished = tl.max((again & real).to(tl.int32), 0)
+        iteration += 1
+    if marks is not None:
+        theta = tl.where(theta < floor, floor, theta)  # only if the iterations ran out: the marks stay a superset
+    return tl.where(empty, float("inf"), theta)
+
+
+@triton.jit
+def store_theta(theta_out, size, at, theta):
+    """Write the thresholds (B, H, N_q) of a block of queries."""
+    tl.store(theta_out + at.head_index * size.n_q + at.rows, theta, mask=at.rows < size.n_q)
