@@ -75,8 +75,8 @@ def grad_query_kernel(x, size, up, out2, dq, d_alpha):
     begin, end = run_range(tiles, at.first, at.last)
     for number in range(begin, end):
         state, count = run(tiles, number, at.first, at.last)
-        for _ in range(count):
-            tile, state = next_tile(tiles, number, state)
+        for i in range(count):
+            tile, state = next_tile(tiles, number, state, i)
             k, v, raw = load_tile(x, size, at, q, tile)
             p, u, centred, ds = _tile_gradient(x, size, raw, theta, delta, a, d_out, v)
             acc = dot(ds.to(k.dtype), k, acc)
@@ -104,8 +104,8 @@ def grad_key_value_kernel(x, size, up, dk, dv):
         begin, end = run_range(tiles, at.first, at.last)
         for number in range(begin, end):
             state, count = run(tiles, number, at.first, at.last)
-            for _ in range(count):
-                tile, state = next_tile(tiles, number, state)
+            for i in range(count):
+                tile, state = next_tile(tiles, number, state, i)
                 rows = tile * x.BLOCK_M + tl.arange(0, x.BLOCK_M)
                 q = load_rows(x, q_base, rows, x.q_row, size.n_q)
                 d_out = _load_d_out(x, size, up, at.batch, head, rows)

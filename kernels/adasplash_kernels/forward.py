@@ -24,8 +24,8 @@ def output_kernel(x, size, theta_in, out, out2):
     begin, end = run_range(tiles, at.first, at.last)
     for number in range(begin, end):
         state, count = run(tiles, number, at.first, at.last)
-        for _ in range(count):
-            tile, state = next_tile(tiles, number, state)
+        for i in range(count):
+            tile, state = next_tile(tiles, number, state, i)
             _k, v, raw = load_tile(x, size, at, q, tile)
             p, u = weights(raw, size.scale, theta[:, None], a, x.ALPHA)
             acc = dot(p.to(v.dtype), v, acc)

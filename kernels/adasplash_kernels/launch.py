@@ -40,7 +40,7 @@ def choose_tiles(head_dim: int, dtype: torch.dtype) -> Tiles:
     if dtype == torch.float32:  # exact float32 products run on the plain cores and take more registers
         return Tiles(64, 32, 4, 1) if head_dim <= 64 else Tiles(32, 32, 4, 1)
     if head_dim <= 64:
-        return Tiles(128, 64, 8)
+        return Tiles(64, 64, 4, 3)
     if head_dim <= 128:
         return Tiles(64, 64, 4)
     return Tiles(64, 32, 8, 1)

@@ -8,15 +8,12 @@ import torch
 from torch import Tensor
 
 from . import decode, launch
-from .eager import TWICE
+from .custom_ops import define, differentiate
 from .thresholds import THRESHOLDS
 from .worklists.tiles import words
 
-_NAMESPACE = "adasplash_kernels"
 
-
-@torch.library.custom_op(f"{_NAMESPACE}::forward", mutates_args=())
-def forward_op(
+def forward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -57,9 +54,10 @@ def _no_tiles(q: Tensor) -> Tensor:
     return torch.empty(0, 0, 0, dtype=torch.int32, device=q.device)
 
 
-@forward_op.register_fake
-def _(q, k, v, alpha, alibi_slopes, key_starts, key_lengths, cu_seqlens_q, cu_seqlens_k, alpha_kind, scale, left,
-      right, method, need_backward):  # fmt: skip
+def _fake_forward(
+    q, k, v, alpha, alibi_slopes, key_starts, key_lengths, cu_seqlens_q, cu_seqlens_k, alpha_kind, scale, left, right,
+    method, need_backward,
+):  # fmt: skip
     (batch, heads, n_q, _), n_k = q.shape, k.shape[2]
     tiles = _no_tiles(q)
     if need_backward and THRESHOLDS[method].marks_tiles and alpha_kind != "1":
@@ -71,8 +69,7 @@ def _(q, k, v, alpha, alibi_slopes, key_starts, key_lengths, cu_seqlens_q, cu_se
     return torch.empty(q.shape, dtype=q.dtype, device=q.device), out2, theta, tiles
 
 
-@torch.library.custom_op(f"{_NAMESPACE}::backward", mutates_args=())
-def backward_op(
+def backward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -103,12 +100,16 @@ def backward_op(
     return dq, dk, dv, rows.sum((0, 2)) if alpha.numel() == q.shape[1] else rows.sum().reshape(1)
 
 
-@backward_op.register_fake
-def _(q, k, v, alpha, alibi_slopes, key_starts, key_lengths, cu_seqlens_q, cu_seqlens_k, theta, out2, tiles, d_out,
-      alpha_kind, scale, left, right, need_alpha):  # fmt: skip
+def _fake_backward(
+    q, k, v, alpha, alibi_slopes, key_starts, key_lengths, cu_seqlens_q, cu_seqlens_k, theta, out2, tiles, d_out,
+    alpha_kind, scale, left, right, need_alpha,
+):  # fmt: skip
     gradients = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
     return *gradients, alpha.new_empty(alpha.shape if need_alpha else (0,))
 
+
+forward_op = define(forward, _fake_forward)
+backward_op = define(backward, _fake_backward)
 
 _SAVED = 9  # tensors that come first in both ops' arguments
 
@@ -126,10 +127,4 @@ def _differentiate(ctx: Any, d_out: Tensor, *_: Tensor | None) -> tuple[Tensor |
     return *gradients, d_alpha if need_alpha else None, *(None,) * 11
 
 
-def _refuse(ctx: Any, *gradients: Tensor | None) -> None:
-    raise RuntimeError(TWICE)
-
-
-forward_op.register_autograd(_differentiate, setup_context=_save)
-# A gradient penalty differentiates what the backward op returned: it must raise, not be left out.
-backward_op.register_autograd(_refuse)
+differentiate(forward_op, backward_op, _differentiate, _save)

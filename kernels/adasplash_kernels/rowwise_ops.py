@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .eager import TWICE
+from .custom_ops import define, differentiate
 from .launch import Problem, choose_row_tiles, threshold
 from .mapping import alpha_slope, load_exponent, weights
 from .scores import load_theta, query_block, threshold_scores
@@ -72,8 +72,7 @@ def _problem(scores: Tensor, alpha: Tensor, alpha_kind: str) -> Problem:
     return Problem(q, k, k, alpha, alpha_kind, 1.0, scores=scores, tiles=tiles)
 
 
-@torch.library.custom_op("adasplash_kernels::entmax", mutates_args=())
-def entmax_op(scores: Tensor, alpha: Tensor, alpha_kind: str, method: str) -> tuple[Tensor, Tensor]:
+def entmax(scores: Tensor, alpha: Tensor, alpha_kind: str, method: str) -> tuple[Tensor, Tensor]:
     """Return the weights (rows, n) in the scores' dtype and theta (rows,) float32.
 
     Args:
@@ -88,13 +87,11 @@ def entmax_op(scores: Tensor, alpha: Tensor, alpha_kind: str, method: str) -> tu
     return out, theta.reshape(-1)
 
 
-@entmax_op.register_fake
-def _(scores, alpha, alpha_kind, method):
+def _fake_entmax(scores, alpha, alpha_kind, method):
     return torch.empty_like(scores), torch.empty(scores.shape[:1], dtype=torch.float32, device=scores.device)
 
 
-@torch.library.custom_op("adasplash_kernels::entmax_backward", mutates_args=())
-def entmax_backward_op(
+def entmax_backward(
     scores: Tensor, alpha: Tensor, theta: Tensor, d_out: Tensor, alpha_kind: str, need_alpha: bool
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients to the scores and to alpha (empty if not asked for)."""
@@ -109,9 +106,12 @@ def entmax_backward_op(
     return d_scores, rows if alpha.numel() > 1 else rows.sum().reshape(1)
 
 
-@entmax_backward_op.register_fake
-def _(scores, alpha, theta, d_out, alpha_kind, need_alpha):
+def _fake_entmax_backward(scores, alpha, theta, d_out, alpha_kind, need_alpha):
     return torch.empty_like(scores), alpha.new_empty(alpha.shape if need_alpha else (0,))
+
+
+entmax_op = define(entmax, _fake_entmax)
+entmax_backward_op = define(entmax_backward, _fake_entmax_backward)
 
 
 def _save(ctx: Any, inputs: tuple, output: tuple) -> None:
@@ -126,9 +126,4 @@ def _differentiate(ctx: Any, d_out: Tensor, _: Tensor | None) -> tuple[Tensor | 
     return d_scores, d_alpha if need_alpha else None, None, None
 
 
-def _refuse(ctx: Any, *gradients: Tensor | None) -> None:
-    raise RuntimeError(TWICE)
-
-
-entmax_op.register_autograd(_differentiate, setup_context=_save)
-entmax_backward_op.register_autograd(_refuse)
+differentiate(entmax_op, entmax_backward_op, _differentiate, _save)

@@ -42,7 +42,7 @@ def bracket(x, size, at, top, a):
 
 @triton.jit
 def _step(theta, low, high, total, slope, curve, a, ALPHA: tl.constexpr, NORM: tl.constexpr):
-    """One update: the new iterate, the narrowed bracket, the error it found, and how far the next step may reach."""
+    """One update: the new iterate, the narrowed bracket, the error there was, and how far the next step may reach."""
     f = total - 1.0
     low = tl.where(f >= 0.0, theta, low)
     high = tl.where(f <= 0.0, theta, high)
@@ -62,22 +62,25 @@ def _step(theta, low, high, total, slope, curve, a, ALPHA: tl.constexpr, NORM: t
     use_middle = (tl.abs(halley) < 0.5 * tl.abs(newton)) | (candidate < low) | (candidate > high)
     width = high - low
     error = tl.minimum(tl.abs(newton), width)
-    return tl.where(use_middle, 0.5 * (low + high), candidate), low, high, error, tl.where(use_middle, width, error)
+    # Halley's error is cubic, a quarter of the step times the square of this; beyond, the step says little.
+    bent = (error * curve > 0.03 * slope) & (error > 1e-6)
+    reach = tl.where(use_middle, width, error)
+    return tl.where(use_middle, 0.5 * (low + high), candidate), low, high, tl.where(bent, width, error), reach
 
 
 @triton.jit
 def _last_step(a, ALPHA: tl.constexpr):
-    """Return how large a step may be that needs no other after it: what it leaves is less than float32 resolves.
+    """Return how large a step may be that needs no other after it, as far as changes of the support go.
 
-    Where the support stays the same Halley's error is cubic in the step. A weight that enters or leaves it on the way
-    is at most (a step)^(1/a): quadratic or less up to alpha = 1.5, but linear for alpha = 2.
+    A weight that enters or leaves the support on the way is at most (a step)^(1/a): quadratic in the step or less up
+    to alpha = 1.5, but linear for alpha = 2.
     """
     if ALPHA == "1" or ALPHA == "1.5":
-        step = 3e-4
+        step = 1e-3
     elif ALPHA == "2":
         step = 1e-6
     else:
-        step = tl.maximum(tl.minimum(tl.exp(-15.0 * a) / a, 3e-4), 1e-6)
+        step = tl.maximum(tl.minimum(tl.exp(-15.0 * a) / a, 1e-3), 1e-6)
     return step
 
 
@@ -90,7 +93,7 @@ def refine(x, size, at, q, a, empty, low, high, theta, marks, max_iterations, NO
             be in the support. None for no mask.
         NORM: step on the norm of the weights (AdaSplash-2) or on their sum, as AdaSplash does.
     """
-    tolerance = tl.maximum(_last_step(a, x.ALPHA), 5e-7 * tl.abs(low))
+    tolerance = tl.maximum(_last_step(a, x.ALPHA), 5e-7 * tl.abs(low))  # what is left is below float32's resolution
     reach = high - low
     real = (at.rows < size.n_q) & (~empty)
     floor = theta

@@ -55,11 +55,13 @@ def run(tiles, number, first, last):
 
 
 @triton.jit
-def next_tile(tiles, number, state):
-    """Return the next tile of a run, and the state after it."""
+def next_tile(tiles, number, state, i):
+    """Return tile ``i`` of a run, and the state after it.
+
+    Without a list it comes from the loop's own counter: Triton does not prefetch along a carried one.
+    """
     if tiles is None:
-        tile = state
-        state += 1
+        tile = state + i
     else:
         lowest = state & -state
         # the exponent of a power of two as a float; the sign bit alone is -2^31, whose magnitude is read the same way
