@@ -37,8 +37,8 @@ def choose_tiles(head_dim: int, dtype: torch.dtype) -> Tiles:
     """Pick tiles by head dim and dtype alone: a new length never compiles or tunes anything."""
     if INTERPRETED:  # small tiles make short test sequences cross tile borders
         return Tiles(16, 16, 1)
-    if dtype == torch.float32:  # exact float32 products run on the plain cores and take more registers
-        return Tiles(64, 32, 4, 1) if head_dim <= 64 else Tiles(32, 32, 4, 1)
+    if dtype == torch.float32:  # exact float32 products run on the plain cores; more of them a thread would spill
+        return Tiles(32, 32, 8, 1)
     if head_dim <= 64:
         return Tiles(64, 64, 4, 3)
     if head_dim <= 128:

@@ -33,9 +33,11 @@ def bracket(x, size, at, top, a):
     low = tl.where(empty, 0.0, top)
     log_n = tl.log(tl.maximum(at.high - at.low, 1).to(tl.float32))
     reduction = a * log_n
-    # (1 - e^(-x)) / a, by its series where the difference would cancel
-    small = reduction < 1e-3
-    width = tl.where(small, log_n * (1.0 - 0.5 * reduction), (1.0 - tl.exp(-reduction)) / tl.where(small, 1.0, a))
+    # (1 - e^(-x)) / a, by its series where the difference would cancel: ties sit at this very end of the bracket
+    small = reduction < 0.25
+    y = -reduction
+    series = 1.0 + y * (1 / 2 + y * (1 / 6 + y * (1 / 24 + y * (1 / 120 + y * (1 / 720)))))
+    width = tl.where(small, log_n * series, (1.0 - tl.exp(y)) / tl.where(small, 1.0, a))
     slack = tl.abs(low) * 1e-6
     return empty, low - slack, low + width * 1.000001 + 1e-6 + slack
 
