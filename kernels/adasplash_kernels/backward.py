@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from .inputs import open_sizes, pitch
 from .mapping import alpha_slope, load_exponent, weights
 from .scores import (
     dot,
@@ -34,6 +35,8 @@ class Upstream(NamedTuple):
         theta: (B, H, N_q) float32.
         delta: (B, H, N_q) float32, dO . O2; the query kernel writes it, the key kernel reads it.
         d_out: (B, H, N_q, D), the last dimension contiguous.
+        d_out_batch, d_out_head, d_out_row: its pitches, sealed (see inputs.py).
+        ALIGNED: whether they are multiples of 8 elements.
     """
 
     theta: Any
@@ -42,11 +45,13 @@ class Upstream(NamedTuple):
     d_out_batch: int
     d_out_head: int
     d_out_row: int
+    ALIGNED: tl.constexpr
 
 
 @triton.jit
 def _load_d_out(x, size, up, batch, head, rows):
-    return load_rows(x, up.d_out + batch * up.d_out_batch + head * up.d_out_head, rows, up.d_out_row, size.n_q)
+    base = up.d_out + batch * pitch(up.d_out_batch, up.ALIGNED) + head * pitch(up.d_out_head, up.ALIGNED)
+    return load_rows(x, base, rows, pitch(up.d_out_row, up.ALIGNED), size.n_q)
 
 
 @triton.jit
@@ -57,12 +62,13 @@ def _tile_gradient(x, size, raw, theta, delta, a, d_out, v):
     return p, u, centred, u * centred
 
 
-@triton.jit(do_not_specialize=["size"])
+@triton.jit
 def grad_query_kernel(x, size, up, out2, dq, d_alpha):
     """Write dQ and delta for one block of queries of one head; d_alpha (B, H, N_q) by query unless it is None."""
+    size = open_sizes(x, size)
     at = query_block(x, size)
     q = load_queries(x, size, at)
-    a = load_exponent(x, at.head)
+    a = load_exponent(x, size, at.head)
     base = at.head_index * size.n_q
     d_out = _load_d_out(x, size, up, at.batch, at.head, at.rows)
     delta = tl.sum(d_out.to(tl.float32) * load_rows(x, out2 + base * x.d, at.rows, x.d, size.n_q).to(tl.float32), 1)
@@ -87,9 +93,10 @@ def grad_query_kernel(x, size, up, out2, dq, d_alpha):
         tl.store(d_alpha + base + at.rows, to_alpha, mask=at.rows < size.n_q)
 
 
-@triton.jit(do_not_specialize=["size"])
+@triton.jit
 def grad_key_value_kernel(x, size, up, dk, dv):
     """Write dK and dV for one block of keys of one key-value head, summed over the query heads that share it."""
+    size = open_sizes(x, size)
     at = key_block(x, size)
     k = load_keys(x, size, at, at.rows)
     v = load_values(x, size, at, at.rows)
@@ -97,8 +104,8 @@ def grad_key_value_kernel(x, size, up, dk, dv):
     acc_v = tl.zeros((x.BLOCK_N, x.BLOCK_D), tl.float32)
     for group in range(size.groups):
         head = at.head + group
-        a = load_exponent(x, head)
-        q_base = x.q + at.batch * x.q_batch + head * x.q_head
+        a = load_exponent(x, size, head)
+        q_base = x.q + at.batch * size.q_batch + head * size.q_head
         numbers = (at.batch * size.heads + head) * size.n_q
         tiles = key_list(x, size, at, head)
         begin, end = run_range(tiles, at.first, at.last)
@@ -107,7 +114,7 @@ def grad_key_value_kernel(x, size, up, dk, dv):
             for i in range(count):
                 tile, state = next_tile(tiles, number, state, i)
                 rows = tile * x.BLOCK_M + tl.arange(0, x.BLOCK_M)
-                q = load_rows(x, q_base, rows, x.q_row, size.n_q)
+                q = load_rows(x, q_base, rows, size.q_row, size.n_q)
                 d_out = _load_d_out(x, size, up, at.batch, head, rows)
                 theta = tl.load(up.theta + numbers + rows, mask=rows < size.n_q, other=float("inf"))
                 delta = tl.load(up.delta + numbers + rows, mask=rows < size.n_q, other=0.0)

@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .inputs import open_sizes
 from .launch import INTERPRETED, Problem, choose_row_tiles, threshold
 from .mapping import load_exponent, weights
 from .scores import dot, load_slope, raw_scores
@@ -77,15 +78,16 @@ def _load_pieces(x, base, keys, pitch, size):
     return tl.load(base + keys.to(tl.int64)[:, None] * pitch + cols[None, :], mask=keep, other=0.0)
 
 
-@triton.jit(do_not_specialize=["size", "n_pieces"])
+@triton.jit(do_not_specialize=["n_pieces"])
 def _scores_kernel(x, size, scores, n_pieces, ROWS: tl.constexpr, KEYS: tl.constexpr):
     """Write the masked scores, before ``scale``, of all queries against one tile of keys."""
+    size = open_sizes(x, size)
     at = _piece(x, size, n_pieces, ROWS)
     cols = tl.arange(0, x.BLOCK_D)
-    offsets = at.batch * x.q_batch + at.head * x.q_head + at.query * x.q_row
+    offsets = at.batch * size.q_batch + at.head * size.q_head + at.query * size.q_row
     q = tl.load(x.q + offsets[:, None] + cols[None, :], mask=at.there[:, None] & (cols < x.d)[None, :], other=0.0)
     keys = at.number * KEYS + tl.arange(0, KEYS)
-    k = _load_pieces(x, x.k + at.batch * x.k_batch + at.kv_head * x.k_head, keys, x.k_row, size)
+    k = _load_pieces(x, x.k + at.batch * size.k_batch + at.kv_head * size.k_head, keys, size.k_row, size)
     low, high, position = query_span(x, size, at.batch, at.query)
     slope = load_slope(x, size, at.batch, at.head)
     raw = raw_scores(x, q, k, slope[:, None], position[:, None] - keys[None, :])
@@ -94,12 +96,13 @@ def _scores_kernel(x, size, scores, n_pieces, ROWS: tl.constexpr, KEYS: tl.const
     tl.store(scores + at.line[:, None] * size.n_k + keys[None, :], tl.where(seen, raw, float("-inf")), mask=keep)
 
 
-@triton.jit(do_not_specialize=["size", "n_pieces", "tiles_each"])
+@triton.jit(do_not_specialize=["n_pieces", "tiles_each"])
 def _output_kernel(x, size, scores, theta_in, parts, n_pieces, tiles_each, ROWS: tl.constexpr, KEYS: tl.constexpr):
     """Write one piece's part of O, (pieces, B, H, N_q, D) float32."""
+    size = open_sizes(x, size)
     at = _piece(x, size, n_pieces, ROWS)
     theta = tl.load(theta_in + at.line, mask=at.there, other=float("inf"))[:, None]
-    a = load_exponent(x, at.head[:, None])
+    a = load_exponent(x, size, at.head[:, None])
     acc = tl.zeros((ROWS, x.BLOCK_D), tl.float32)
     for tile in range(at.number * tiles_each, (at.number + 1) * tiles_each):
         keys = tile * KEYS + tl.arange(0, KEYS)
@@ -107,7 +110,7 @@ def _output_kernel(x, size, scores, theta_in, parts, n_pieces, tiles_each, ROWS:
         raw = tl.load(scores + at.line[:, None] * size.n_k + keys[None, :], mask=keep, other=float("-inf"))
         p, _u = weights(raw, size.scale, theta, a, x.ALPHA)
         if tl.sum(tl.sum(p, 1), 0) != 0.0:  # true for NaN
-            v = _load_pieces(x, x.v + at.batch * x.v_batch + at.kv_head * x.v_head, keys, x.v_row, size)
+            v = _load_pieces(x, x.v + at.batch * size.v_batch + at.kv_head * size.v_head, keys, size.v_row, size)
             acc = dot(p.to(v.dtype), v, acc)
     cols = tl.arange(0, x.BLOCK_D)
     kv_heads = size.heads // size.groups

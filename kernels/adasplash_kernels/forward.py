@@ -5,17 +5,19 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .inputs import open_sizes
 from .mapping import load_exponent, weights
 from .scores import dot, load_queries, load_theta, load_tile, query_block, store_rows
 from .worklists.walk import next_tile, query_list, run, run_range
 
 
-@triton.jit(do_not_specialize=["size"])
+@triton.jit
 def output_kernel(x, size, theta_in, out, out2):
     """Write O, and O2 unless it is None, for one block of queries of one head, both contiguous (B, H, N_q, D)."""
+    size = open_sizes(x, size)
     at = query_block(x, size)
     q = load_queries(x, size, at)
-    a = load_exponent(x, at.head)
+    a = load_exponent(x, size, at.head)
     theta = load_theta(theta_in, size, at)
     tiles = query_list(x, size, at, x.query_tiles)
     acc = tl.zeros((x.BLOCK_M, x.BLOCK_D), tl.float32)

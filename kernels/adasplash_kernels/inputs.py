@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import triton
 import triton.language as tl
 
-UNLIMITED = 2**30  # keys a query may see to its left or right when nothing limits it; sums with lengths fit int32
+UNLIMITED = 2**29  # keys a query may see to its left or right when nothing limits it; sums with lengths fit int32
 
 
 class Inputs(NamedTuple):
-    """Tensors, pitches and compile-time choices. Triton compiles anew when one of them is None or aligned otherwise.
+    """Tensors and compile-time choices. Triton compiles anew when a tensor is None or a constant changes.
 
     Attributes:
         q, k, v: (B, H, N_q, D), (B, H_kv, N_k, D), (B, H_kv, N_k, D), the last dimension contiguous.
@@ -23,6 +24,7 @@ class Inputs(NamedTuple):
         d: head dim.
         ALPHA: "1", "1.5", "2" or "any".
         EVEN_D: whether D is BLOCK_D, so that columns need no mask.
+        ALIGNED: whether every pitch is a multiple of 8 elements, so that rows load 16 bytes at a time.
         BLOCK_D, BLOCK_M, BLOCK_N: columns, queries and keys of a tile.
     """
 
@@ -38,33 +40,25 @@ class Inputs(NamedTuple):
     key_spans: Any
     query_tiles: Any
     key_tiles: Any
-    q_batch: int
-    q_head: int
-    q_row: int
-    k_batch: int
-    k_head: int
-    k_row: int
-    v_batch: int
-    v_head: int
-    v_row: int
-    slope_batch: int
-    alpha_head: int
     d: int
     ALPHA: tl.constexpr
     EVEN_D: tl.constexpr
+    ALIGNED: tl.constexpr
     BLOCK_D: tl.constexpr
     BLOCK_M: tl.constexpr
     BLOCK_N: tl.constexpr
 
 
 class Sizes(NamedTuple):
-    """Run-time numbers, never specialised: another length, window or scale compiles nothing.
+    """Run-time numbers: another length, pitch, window or scale compiles nothing.
 
     Attributes:
         heads: query heads H.
         groups: query heads per key-value head.
         n_q, n_k: numbers of queries and keys.
         left, right: keys a query sees before and after its own position.
+        slope_batch, alpha_head: pitches of the slopes and of alpha; 0 where all share one.
+        q_batch, q_head, q_row, k_batch, ..., v_row: pitches in elements.
         scale: factor on q.k.
     """
 
@@ -74,4 +68,52 @@ class Sizes(NamedTuple):
     n_k: int
     left: int
     right: int
+    slope_batch: int
+    alpha_head: int
+    q_batch: int
+    q_head: int
+    q_row: int
+    k_batch: int
+    k_head: int
+    k_row: int
+    v_batch: int
+    v_head: int
+    v_row: int
     scale: float
+
+
+def sealed(number: int) -> int:
+    """Return a number as an odd one above 1.
+
+    Triton compiles anew for integers that are 1 or multiples of 16, also in tuples, where ``do_not_specialize`` does
+    not reach. These are neither.
+    """
+    return 2 * number + 3
+
+
+@triton.jit
+def opened(number):
+    """Return the number that was sealed."""
+    return (number - 3) >> 1
+
+
+@triton.jit
+def pitch(number, ALIGNED: tl.constexpr):
+    """Return a pitch that was sealed, with what is known about it."""
+    value = opened(number)
+    if ALIGNED:
+        value = tl.multiple_of(value, 8)
+    return value
+
+
+@triton.jit
+def open_sizes(x, size):
+    """Return the sizes as they are; every kernel starts with it."""
+    return Sizes(
+        opened(size.heads), opened(size.groups), opened(size.n_q), opened(size.n_k), opened(size.left),
+        opened(size.right), opened(size.slope_batch), opened(size.alpha_head),
+        pitch(size.q_batch, x.ALIGNED), pitch(size.q_head, x.ALIGNED), pitch(size.q_row, x.ALIGNED),
+        pitch(size.k_batch, x.ALIGNED), pitch(size.k_head, x.ALIGNED), pitch(size.k_row, x.ALIGNED),
+        pitch(size.v_batch, x.ALIGNED), pitch(size.v_head, x.ALIGNED), pitch(size.v_row, x.ALIGNED),
+        size.scale,
+    )  # fmt: skip

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .backward import Upstream, grad_key_value_kernel, grad_query_kernel
 from .forward import output_kernel
-from .inputs import UNLIMITED, Inputs, Sizes
+from .inputs import UNLIMITED, Inputs, Sizes, sealed
 from .spans import packed_spans
 from .thresholds import THRESHOLDS, register
 from .thresholds.halley import halley_kernel
@@ -100,24 +100,25 @@ class Problem:
             spans = packed_spans(self.cu_seqlens_q, self.cu_seqlens_k, q.shape[2], k.shape[2], self.left, self.right)
         block_d = max(16, triton.next_power_of_2(q.shape[3]))
         return Inputs(
-            q, k, v, self.scores, self.alpha, slopes, self.key_starts, self.key_lengths, *spans, None, None,
-            *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
-            slopes.stride(0) if slopes is not None and slopes.ndim == 2 else 0,
-            1 if self.alpha.numel() > 1 else 0, q.shape[3], tl.constexpr(self.alpha_kind),
-            tl.constexpr(q.shape[3] == block_d), tl.constexpr(block_d),
-            tl.constexpr(tiles.block_m), tl.constexpr(tiles.block_n),
+            q, k, v, self.scores, self.alpha, slopes, self.key_starts, self.key_lengths, *spans, None, None, q.shape[3],
+            tl.constexpr(self.alpha_kind), tl.constexpr(q.shape[3] == block_d), _aligned(q, k, v),
+            tl.constexpr(block_d), tl.constexpr(tiles.block_m), tl.constexpr(tiles.block_n),
         )  # fmt: skip
 
     def inputs(self, query_tiles: Tensor | None = None, key_tiles: Tensor | None = None) -> Inputs:
         """Return what kernels are given, with the work lists to use."""
         return self._inputs._replace(query_tiles=query_tiles, key_tiles=key_tiles)
 
-    @property
+    @cached_property
     def sizes(self) -> Sizes:
         """Return the run-time numbers."""
-        (_, heads, n_q, _), (_, kv_heads, n_k, _) = self.q.shape, self.k.shape
-        return Sizes(heads, heads // kv_heads, n_q, n_k, min(self.left, UNLIMITED), min(self.right, UNLIMITED),
-                     self.scale)  # fmt: skip
+        q, k, v, slopes = self.q, self.k, self.v, self.alibi_slopes
+        numbers = (
+            q.shape[1], q.shape[1] // k.shape[1], q.shape[2], k.shape[2], min(self.left, UNLIMITED),
+            min(self.right, UNLIMITED), slopes.stride(0) if slopes is not None and slopes.ndim == 2 else 0,
+            1 if self.alpha.numel() > 1 else 0, *_pitches(q), *_pitches(k), *_pitches(v),
+        )  # fmt: skip
+        return Sizes(*(sealed(n) for n in numbers), self.scale)
 
     @property
     def query_blocks(self) -> int:
@@ -141,6 +142,15 @@ class Problem:
     def options(self) -> dict[str, int]:
         """Launch options."""
         return {"num_warps": self.tiles.num_warps, "num_stages": self.tiles.num_stages}
+
+
+def _pitches(x: Tensor) -> tuple[int, ...]:
+    """Return the strides of batch, head and row; 0 where there is one only and its stride may be anything."""
+    return tuple(stride if size > 1 else 0 for size, stride in zip(x.shape[:3], x.stride()[:3], strict=True))
+
+
+def _aligned(*tensors: Tensor) -> tl.constexpr:
+    return tl.constexpr(all(pitch % 8 == 0 for x in tensors for pitch in _pitches(x)))
 
 
 def _threshold(
@@ -201,7 +211,7 @@ def backward_gradients(
     delta = torch.empty_like(theta)
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (problem.q, problem.k, problem.v))
     d_alpha = torch.empty_like(theta) if need_alpha else None
-    up = Upstream(theta, delta, d_out, *d_out.stride()[:3])
+    up = Upstream(theta, delta, d_out, *(sealed(n) for n in _pitches(d_out)), _aligned(d_out))
     inputs = problem.inputs(tiles, None if tiles is None else transpose(tiles, problem.key_blocks))
     grad_query_kernel[problem.query_grid](inputs, problem.sizes, up, out2, dq, d_alpha, **problem.options)
     grad_key_value_kernel[problem.key_grid](inputs, problem.sizes, up, dk, dv, **problem.options)

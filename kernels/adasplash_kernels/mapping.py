@@ -12,7 +12,7 @@ _LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def load_exponent(x, head):
+def load_exponent(x, size, head):
     """Return a = alpha - 1 of a head; kept off zero, where the general form reaches softmax as a limit."""
     if x.ALPHA == "1":
         a = 0.0
@@ -21,7 +21,7 @@ def load_exponent(x, head):
     elif x.ALPHA == "2":
         a = 1.0
     else:
-        a = tl.minimum(tl.maximum(tl.load(x.alpha + head * x.alpha_head) - 1.0, 1e-6), 1.0)
+        a = tl.minimum(tl.maximum(tl.load(x.alpha + head * size.alpha_head) - 1.0, 1e-6), 1.0)
     return a
 
 
@@ -100,5 +100,6 @@ def alpha_slope(p, u, a):
     """
     log_p = tl.log(tl.where(p > 0.0, p, 1.0))
     x = a * log_p
-    series = -0.5 + x * (1 / 6 - x * (1 / 24 - x * (1 / 120 - x * (1 / 720 - x * (1 / 5040)))))
-    return tl.where(tl.abs(x) < 0.25, p * log_p * log_p * series, (p - u - p * x) / (a * a))
+    series = 1 / 40320 - x * (1 / 362880 - x * (1 / 3628800))
+    series = -0.5 + x * (1 / 6 - x * (1 / 24 - x * (1 / 120 - x * (1 / 720 - x * (1 / 5040 - x * series)))))
+    return tl.where(tl.abs(x) < 1.0, p * log_p * log_p * series, (p - u - p * x) / (a * a))

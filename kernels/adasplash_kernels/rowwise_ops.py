@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .custom_ops import define, differentiate
+from .inputs import open_sizes
 from .launch import Problem, choose_row_tiles, threshold
 from .mapping import alpha_slope, load_exponent, weights
 from .scores import load_theta, query_block, threshold_scores
@@ -23,11 +24,12 @@ def _places(x, size, at, tile):
     return rows[:, None] * size.n_k + cols[None, :], (at.rows < size.n_q)[:, None] & (cols < size.n_k)[None, :]
 
 
-@triton.jit(do_not_specialize=["size"])
+@triton.jit
 def _weights_kernel(x, size, theta_in, out):
     """Write the weights of a block of rows."""
+    size = open_sizes(x, size)
     at = query_block(x, size)
-    a = load_exponent(x, at.head)
+    a = load_exponent(x, size, at.head)
     theta = load_theta(theta_in, size, at)[:, None]
     for tile in range(at.first, at.last):
         p, _u = weights(threshold_scores(x, size, at, 0.0, tile), size.scale, theta, a, x.ALPHA)
@@ -35,11 +37,12 @@ def _weights_kernel(x, size, theta_in, out):
         tl.store(out + offsets, p.to(out.dtype.element_ty), mask=keep)
 
 
-@triton.jit(do_not_specialize=["size"])
+@triton.jit
 def _gradient_kernel(x, size, theta_in, d_out, d_scores, d_alpha):
     """Write dS = U (dP - delta) of a block of rows, delta = sum(U dP) / sum(U); and d_alpha by row unless None."""
+    size = open_sizes(x, size)
     at = query_block(x, size)
-    a = load_exponent(x, at.head)
+    a = load_exponent(x, size, at.head)
     theta = load_theta(theta_in, size, at)[:, None]
     total = tl.zeros((x.BLOCK_M,), tl.float32)
     product = tl.zeros((x.BLOCK_M,), tl.float32)

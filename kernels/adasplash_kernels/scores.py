@@ -91,6 +91,21 @@ def dot(a, b, acc):
 
 
 @triton.jit
+def _larger(a, b):
+    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def row_max(raw):
+    """Return the largest score of each row; NaN if there is one."""
+    if _INTERPRETED:  # it reduces by a function of ours only slowly
+        top = tl.where(tl.max((raw != raw).to(tl.int32), 1) > 0, float("nan"), tl.max(raw, 1))
+    else:
+        top = tl.reduce(raw, 1, _larger)
+    return top
+
+
+@triton.jit
 def load_rows(x, base, rows, pitch, n_rows):
     """Load (rows, BLOCK_D) from a matrix; out-of-range rows and columns are zero."""
     cols = tl.arange(0, x.BLOCK_D)
@@ -117,7 +132,7 @@ def store_rows(x, base, value, rows, n_rows):
 def load_queries(x, size, at):
     """Load the queries (BLOCK_M, BLOCK_D) of a block; where scores are stored there are none."""
     if x.scores is None:
-        q = load_rows(x, x.q + at.batch * x.q_batch + at.head * x.q_head, at.rows, x.q_row, size.n_q)
+        q = load_rows(x, x.q + at.batch * size.q_batch + at.head * size.q_head, at.rows, size.q_row, size.n_q)
     else:
         q = 0.0
     return q
@@ -126,13 +141,13 @@ def load_queries(x, size, at):
 @triton.jit
 def load_keys(x, size, at, keys):
     """Load rows of K (keys, BLOCK_D) for a block of queries or keys."""
-    return load_rows(x, x.k + at.batch * x.k_batch + at.kv_head * x.k_head, keys, x.k_row, size.n_k)
+    return load_rows(x, x.k + at.batch * size.k_batch + at.kv_head * size.k_head, keys, size.k_row, size.n_k)
 
 
 @triton.jit
 def load_values(x, size, at, keys):
     """Load rows of V (keys, BLOCK_D) for a block of queries or keys."""
-    return load_rows(x, x.v + at.batch * x.v_batch + at.kv_head * x.v_head, keys, x.v_row, size.n_k)
+    return load_rows(x, x.v + at.batch * size.v_batch + at.kv_head * size.v_head, keys, size.v_row, size.n_k)
 
 
 @triton.jit
@@ -141,7 +156,7 @@ def load_slope(x, size, batch, head):
     if x.slopes is None:
         slope = head * 0.0
     else:
-        slope = tl.load(x.slopes + batch * x.slope_batch + head) / size.scale
+        slope = tl.load(x.slopes + batch * size.slope_batch + head) / size.scale
     return slope
 
 

@@ -18,9 +18,9 @@ def padding(x, size, batch):
     start = 0
     end = size.n_k
     if x.starts is not None:
-        start = tl.maximum(tl.load(x.starts + batch), 0).to(tl.int32)
+        start = tl.minimum(tl.maximum(tl.load(x.starts + batch), 0), size.n_k).to(tl.int32)
     if x.lengths is not None:
-        end = tl.minimum(tl.load(x.lengths + batch), size.n_k).to(tl.int32)
+        end = tl.minimum(tl.maximum(tl.load(x.lengths + batch), 0), size.n_k).to(tl.int32)
     return start, end
 
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import triton
 
+from ..inputs import open_sizes
 from ..mapping import load_exponent
 from ..scores import load_queries, query_block
 from ..worklists.walk import query_list
 from .refine import bracket, highest_score, refine, store_theta
 
 
-@triton.jit(do_not_specialize=["size", "max_iterations"])
+@triton.jit(do_not_specialize=["max_iterations"])
 def halley_kernel(x, size, theta_out, tiles_out, max_iterations):
     """Write theta for one block of queries of one head, and its marks unless ``tiles_out`` is None."""
+    size = open_sizes(x, size)
     at = query_block(x, size)
     q = load_queries(x, size, at)
-    a = load_exponent(x, at.head)
+    a = load_exponent(x, size, at.head)
     empty, low, high = bracket(x, size, at, highest_score(x, size, at, q), a)
     marks = query_list(x, size, at, tiles_out)
     theta = refine(x, size, at, q, a, empty, low, high, 0.5 * (low + high), marks, max_iterations, False)

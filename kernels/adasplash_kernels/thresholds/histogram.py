@@ -12,6 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ..inputs import open_sizes
 from ..mapping import load_exponent, norm_gap, weights
 from ..scores import load_queries, query_block, threshold_scores
 from ..worklists.walk import query_list
@@ -75,12 +76,13 @@ def _lower_bound(top, counts, width, a, ALPHA: tl.constexpr):
     return theta
 
 
-@triton.jit(do_not_specialize=["size", "max_iterations"])
+@triton.jit(do_not_specialize=["max_iterations"])
 def histogram_kernel(x, size, theta_out, tiles_out, max_iterations):
     """Write theta for one block of queries of one head, and its marks unless ``tiles_out`` is None."""
+    size = open_sizes(x, size)
     at = query_block(x, size)
     q = load_queries(x, size, at)
-    a = load_exponent(x, at.head)
+    a = load_exponent(x, size, at.head)
     top = highest_score(x, size, at, q)
     empty, low, high = bracket(x, size, at, top, a)
     width = tl.minimum(1.0 / tl.maximum(a, 1e-6), _RANGE) / (_BINS - 1)

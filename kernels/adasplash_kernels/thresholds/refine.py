@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from ..mapping import curvature, norm_gap, weights
-from ..scores import threshold_scores
+from ..scores import row_max, threshold_scores
 from ..worklists.tiles import mark_tile
 
 MAX_ITERATIONS = 40  # bisection alone would need about 30; Halley's steps need 2 to 6
@@ -22,7 +22,7 @@ def highest_score(x, size, at, q):
     top = tl.full((x.BLOCK_M,), float("-inf"), tl.float32)
     for tile in range(at.first, at.last):
         raw = threshold_scores(x, size, at, q, tile)
-        top = tl.maximum(top, tl.max(raw, 1), propagate_nan=tl.PropagateNan.ALL)
+        top = tl.maximum(top, row_max(raw), propagate_nan=tl.PropagateNan.ALL)
     return top * size.scale
 
 
@@ -59,30 +59,34 @@ def _step(theta, low, high, total, slope, curve, a, ALPHA: tl.constexpr, NORM: t
         newton = f / slope
         halley = 2.0 * f * slope / tl.maximum(2.0 * slope * slope - f * curve, 1e-30)
     # A weight at the very edge of the support can make the curvature so large that Halley's step all but stops
-    # while the error is still there; the midpoint is the better guess then, as it is outside the bracket.
+    # while the error is still there; the midpoint is the better guess then, as it is outside the bracket, unless the
+    # step passes its end by little: the solution may sit at the very end.
     candidate = theta + halley
-    use_middle = (tl.abs(halley) < 0.5 * tl.abs(newton)) | (candidate < low) | (candidate > high)
+    inside = tl.where(candidate < low, low, tl.where(candidate > high, high, candidate))  # NaN stays
+    use_middle = (tl.abs(halley) < 0.5 * tl.abs(newton)) | (tl.abs(candidate - inside) > 0.1 * tl.abs(halley))
     width = high - low
     error = tl.minimum(tl.abs(newton), width)
     # Halley's error is cubic, a quarter of the step times the square of this; beyond, the step says little.
     bent = (error * curve > 0.03 * slope) & (error > 1e-6)
     reach = tl.where(use_middle, width, error)
-    return tl.where(use_middle, 0.5 * (low + high), candidate), low, high, tl.where(bent, width, error), reach
+    return tl.where(use_middle, 0.5 * (low + high), inside), low, high, tl.where(bent, width, error), reach
 
 
 @triton.jit
 def _last_step(a, ALPHA: tl.constexpr):
     """Return how large a step may be that needs no other after it, as far as changes of the support go.
 
-    A weight that enters or leaves the support on the way is at most (a step)^(1/a): quadratic in the step or less up
-    to alpha = 1.5, but linear for alpha = 2.
+    A weight that enters or leaves the support on the way is at most (a step)^(1/a), and there may be 10^5 of them tied:
+    1e-5 keeps their sum below 1e-6 for alpha = 1.5, and for alpha = 2 nothing but float32's resolution would.
     """
-    if ALPHA == "1" or ALPHA == "1.5":
+    if ALPHA == "1":
         step = 1e-3
+    elif ALPHA == "1.5":
+        step = 1e-5
     elif ALPHA == "2":
         step = 1e-6
     else:
-        step = tl.maximum(tl.minimum(tl.exp(-15.0 * a) / a, 1e-3), 1e-6)
+        step = tl.maximum(tl.minimum(tl.exp(-24.4 * a) / a, 1e-3), 1e-6)
     return step
 
 

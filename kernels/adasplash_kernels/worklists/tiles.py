@@ -11,6 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..scores import row_max
+
 WORD = 32
 
 
@@ -30,7 +32,7 @@ def mark_tile(marks, word, raw, scale, edge, tile, last):
 
     Rows are put together only once a word: that exchange between warps is what a mask costs.
     """
-    highest = tl.max(raw, 1) * scale
+    highest = row_max(raw) * scale
     possible = (~(highest <= edge)).to(tl.int32)  # true for NaN, which must reach the output
     word = word | (possible << (tile % 32))
     if (tile % 32 == 31) | (tile == last - 1):
