@@ -99,10 +99,11 @@ def opened(number):
 
 @triton.jit
 def pitch(number, ALIGNED: tl.constexpr):
-    """Return a pitch that was sealed, with what is known about it."""
-    value = opened(number)
+    """Return a pitch that was sealed, so that the compiler sees whether it is a multiple of 8."""
     if ALIGNED:
-        value = tl.multiple_of(value, 8)
+        value = ((number - 3) >> 4) * 8
+    else:
+        value = opened(number)
     return value
 
 
