@@ -7,9 +7,10 @@ case ${1:-} in
     cat <<'TEXT'
 usage: ./run_tests.sh [PYTEST ARGUMENTS]
 
-Runs pytest in the repository root with these arguments, by default on all of tests/:
+Runs pytest in the repository root with these arguments, by default on all of tests/, a process for each core:
 
   ./run_tests.sh -x tests/kernels
+  ./run_tests.sh -n 0 --pdb                one process, which --pdb needs
   ADASPLASH_DATA=DIR ./run_tests.sh        also the tests that need real data
 
 The active virtual or conda environment is used if it has what is needed, else .venv is made (once);
@@ -21,4 +22,4 @@ esac
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")"
 . tasks/environment.sh
 use_environment experiments,dev
-exec "$PYTHON" -m pytest "$@"
+exec "$PYTHON" -m pytest -n auto --dist worksteal "$@"

@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 CONDA = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+PYTEST = "-m pytest -n auto --dist worksteal"
 
 
 def direct_requirements() -> list[Requirement]:
@@ -238,10 +239,10 @@ def test_options_are_passed_on_and_folders_are_the_callers(checkout):
 
 def test_the_environment_is_made_once(checkout):
     first = checkout.run("run_tests.sh", "-x", "tests/kernels")
-    assert checkout.noted() == [INSTALL.format("experiments,dev"), "-m pytest -x tests/kernels"]
+    assert checkout.noted() == [INSTALL.format("experiments,dev"), f"{PYTEST} -x tests/kernels"]
     assert first.returncode == 0 and "Making a Python environment in .venv" in first.stderr
     second = checkout.run("run_tests.sh")
-    assert checkout.noted() == ["-m pytest"] and second.stderr == ""
+    assert checkout.noted() == [PYTEST] and second.stderr == ""
     checkout.run("run_all.sh")  # asks for less than is there
     assert checkout.noted() == [RUN]
 
@@ -250,7 +251,7 @@ def test_more_extras_and_changed_versions_are_installed_on_top(checkout):
     checkout.run("run_all.sh")
     (checkout.venv / "kept").touch()
     checkout.run("run_tests.sh")
-    assert checkout.noted()[-2:] == [INSTALL.format("experiments,dev"), "-m pytest"]
+    assert checkout.noted()[-2:] == [INSTALL.format("experiments,dev"), PYTEST]
     with (checkout.root / "constraints.txt").open("a") as file:
         file.write("another==1\n")
     updated = checkout.run("run_all.sh")

@@ -27,6 +27,7 @@ _MAX_ROWS = 64  # queries times the heads that share keys: they are one tile
 _MIN_KEYS = 32 if INTERPRETED else 1024
 _PIECES = 512  # programs to spread the output over; a few for each multiprocessor of a large GPU
 _KEYS = 32 if INTERPRETED else 128
+_WIDEST = 4096  # scores of a row that are looked at together: the same for every length, which then compiles nothing
 
 
 def suits(problem: Problem) -> bool:
@@ -130,7 +131,7 @@ def decode(problem: Problem, method: str) -> tuple[Tensor, Tensor]:
     n_tiles = triton.cdiv(n_k, _KEYS)
     scores = torch.empty(batch, heads, n_q, n_k, dtype=torch.float32, device=q.device)
     _scores_kernel[(batch * kv_heads * n_tiles,)](inputs, sizes, scores, n_tiles, **block)
-    theta, _ = threshold(method, replace(problem, scores=scores, tiles=choose_row_tiles(n_k)))
+    theta, _ = threshold(method, replace(problem, scores=scores, tiles=choose_row_tiles(_WIDEST)))
     tiles_each = max(1, n_tiles * batch * kv_heads // _PIECES)
     n_pieces = triton.cdiv(n_tiles, tiles_each)
     parts = torch.empty(n_pieces, batch, heads, n_q, head_dim, dtype=torch.float32, device=q.device)
