@@ -37,19 +37,21 @@ def log1p(t):
 def weights(raw, scale, theta, a, ALPHA: tl.constexpr):
     """Return p and u = p^(2 - alpha) (zero outside the support) of scores ``s = scale raw``.
 
-    The scale and the threshold enter as one multiply-add, which also rounds only once.
+    The difference of score and threshold comes first, in one multiply-add that rounds once: where both are huge, a
+    one that is added to either is lost.
     """
+    y = raw * scale - theta
     if ALPHA == "1":
-        p = tl.exp2(raw * (scale * _LOG2_E) - theta * _LOG2_E)
+        p = tl.exp2(y * _LOG2_E)
         u = p
     elif ALPHA == "1.5":
-        u = tl.maximum(raw * (0.5 * scale) + (1.0 - 0.5 * theta), 0.0, propagate_nan=tl.PropagateNan.ALL)
+        u = tl.maximum(0.5 * y + 1.0, 0.0, propagate_nan=tl.PropagateNan.ALL)
         p = u * u
     elif ALPHA == "2":
-        p = tl.maximum(raw * scale + (1.0 - theta), 0.0, propagate_nan=tl.PropagateNan.ALL)
+        p = tl.maximum(y + 1.0, 0.0, propagate_nan=tl.PropagateNan.ALL)
         u = tl.where(p > 0.0, 1.0, p)
     else:
-        t = a * (raw * scale - theta)
+        t = a * y
         outside = t <= -1.0  # false for NaN, which must reach the output
         log_p = log1p(tl.where(outside, 0.0, t)) / a
         p = tl.where(outside, 0.0, tl.exp(log_p))

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from interpreter import better_interpreter  # noqa: F401  a fixture for every kernel test
 
 
 @pytest.fixture(autouse=True)

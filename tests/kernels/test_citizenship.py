@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from calls import KERNELS, bind, in_turn, op_arguments, positions, random_qkv, stretch
-from interpreter import better_interpreter  # noqa: F401
 from torch import Tensor
 
 from adasplash_kernels.ops import backward_op, forward_op

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from calls import KERNELS, bind, op_arguments, plain, positions, random_qkv
-from interpreter import better_interpreter  # noqa: F401
 from maximum import maximum_drops_nan  # noqa: F401
 from oracle import check_against_oracle
 from torch import Tensor

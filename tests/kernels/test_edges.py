@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from calls import METHODS, bind, plain, positions, random_qkv, stretch
-from interpreter import better_interpreter  # noqa: F401
 from maximum import maximum_drops_nan  # noqa: F401
 from oracle import check_against_oracle
 from torch import Tensor

@@ -14,7 +14,6 @@ import torch
 from calls import KERNELS, bind
 from fuzz_cases import COMPILED, INTERPRETED, Case, Limits
 from fuzz_workers import Outcome, Report, run_cases
-from interpreter import better_interpreter  # noqa: F401
 
 SMALL = Limits(length=20, pairs=500, tiles=(16,), heads=(2, 2))
 SEEDS = range(24)

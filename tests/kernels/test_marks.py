@@ -8,7 +8,6 @@ import pytest
 import torch
 from calls import KERNELS, positions, stretch
 from hard_rows import ALPHAS, GENERAL, both_alphas, computed, hard_rows, resolution, solve
-from interpreter import better_interpreter  # noqa: F401
 from maximum import maximum_drops_nan  # noqa: F401
 from torch import Tensor
 

@@ -8,7 +8,6 @@ import math
 import pytest
 import torch
 from calls import KERNELS
-from interpreter import better_interpreter  # noqa: F401
 from maximum import maximum_drops_nan  # noqa: F401
 from rowwise_oracle import check, random_scores, results
 from torch import Tensor

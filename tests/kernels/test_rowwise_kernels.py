@@ -9,7 +9,6 @@ import entmax as published
 import pytest
 import torch
 from calls import KERNELS, stretch
-from interpreter import better_interpreter  # noqa: F401
 from rowwise_oracle import check, random_scores, results
 from torch import Tensor
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 from calls import METHODS, bind, plain, random_qkv
-from interpreter import better_interpreter  # noqa: F401
 from oracle import check_against_oracle
 
 pytestmark = pytest.mark.parametrize("method", METHODS)

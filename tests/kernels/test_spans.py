@@ -10,7 +10,6 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from interpreter import better_interpreter  # noqa: F401
 from torch import Tensor
 
 from adasplash_kernels.inputs import open_sizes

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 from calls import KERNELS, METHODS, bind, plain, random_qkv
-from interpreter import better_interpreter  # noqa: F401
 from oracle import LOWEST_ALPHA, check_against_oracle, gradients
 from surface import CELLS, DOCUMENT, DTYPES, FEATURES, HALVES, cell_id, document, interpreted_cells, supported
 from torch import Tensor

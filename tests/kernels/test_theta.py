@@ -24,7 +24,6 @@ from hard_rows import (
     stacked,
     stored,
 )
-from interpreter import better_interpreter  # noqa: F401
 from maximum import maximum_drops_nan  # noqa: F401
 from torch import Tensor
 

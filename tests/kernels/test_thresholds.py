@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 from calls import KERNELS, UNLIMITED, bind, op_arguments, plain, positions, random_qkv, stretch, tile_size
-from interpreter import better_interpreter  # noqa: F401
 from oracle import check_against_oracle
 from torch import Tensor
 

@@ -1,10 +1,10 @@
-"""Histogram start (AdaSplash-2): one pass counts the scores near the top, which brackets tau within one bin.
+"""Histogram start (AdaSplash-2): one pass counts the scores near the top, which brackets tau within about a bin.
 
 Eight bins reach down from the largest score as far as the support can, 1/a (at most _RANGE). Each lane of a tile holds
 its own counters, eight of four bits in one 32-bit word, so counting is one shift and one add a score, with no exchange
 between lanes; every 15 tiles, before they can overflow, they are added up by row. Counted at their bins' lower edges,
-the scores have a threshold that is below tau and, where the bins cover the support, at most one bin below. Solving for
-it touches eight numbers a row and no key.
+the scores have a threshold that is below tau and, where the bins cover the support, 0.25 to 1.25 bins below (scores are
+placed to half a bin). Solving for it touches eight numbers a row and no key.
 """
 
 from __future__ import annotations
@@ -89,8 +89,8 @@ def histogram_kernel(x, size, theta_out, tiles_out, max_iterations):
     counts = _count(x, size, at, q, top, width)
     start = _lower_bound(tl.where(empty, 0.0, top), counts, width, a, x.ALPHA)
     low = tl.maximum(low, start - 1e-6 * (1.0 + tl.abs(start)))
-    # scores sit anywhere in their bins: half a bin above the bound is the best guess, and Halley's step takes it on
-    theta = tl.maximum(tl.minimum(start + 0.5 * width, high), low)
+    # scores sit anywhere in their bins: the middle of that range is the best guess, and Halley's step takes it on
+    theta = tl.maximum(tl.minimum(start + 0.75 * width, high), low)
     marks = query_list(x, size, at, tiles_out)
     theta = refine(x, size, at, q, a, empty, low, high, theta, marks, max_iterations, True)
     store_theta(theta_out, size, at, theta)

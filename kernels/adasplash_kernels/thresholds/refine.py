@@ -38,13 +38,13 @@ def bracket(x, size, at, top, a):
     y = -reduction
     series = 1.0 + y * (1 / 2 + y * (1 / 6 + y * (1 / 24 + y * (1 / 120 + y * (1 / 720)))))
     width = tl.where(small, log_n * series, (1.0 - tl.exp(y)) / tl.where(small, 1.0, a))
-    slack = tl.abs(low) * 1e-6
+    slack = tl.abs(low) * 2e-7
     return empty, low - slack, low + width * 1.000001 + 1e-6 + slack
 
 
 @triton.jit
-def _step(theta, low, high, total, slope, curve, a, ALPHA: tl.constexpr, NORM: tl.constexpr):
-    """One update: the new iterate, the narrowed bracket, the error there was, and how far the next step may reach."""
+def _step(theta, low, high, total, slope, curve, a, tolerance, ALPHA: tl.constexpr, NORM: tl.constexpr):
+    """One update: the new iterate, the narrowed bracket, whether that was all, and how far the next step may reach."""
     f = total - 1.0
     low = tl.where(f >= 0.0, theta, low)
     high = tl.where(f <= 0.0, theta, high)
@@ -59,17 +59,20 @@ def _step(theta, low, high, total, slope, curve, a, ALPHA: tl.constexpr, NORM: t
         newton = f / slope
         halley = 2.0 * f * slope / tl.maximum(2.0 * slope * slope - f * curve, 1e-30)
     # A weight at the very edge of the support can make the curvature so large that Halley's step all but stops
-    # while the error is still there; the midpoint is the better guess then, as it is outside the bracket, unless the
-    # step passes its end by little: the solution may sit at the very end.
+    # while the error is still there; the midpoint is the better guess then, as it is at and outside the bracket's ends.
     candidate = theta + halley
-    inside = tl.where(candidate < low, low, tl.where(candidate > high, high, candidate))  # NaN stays
-    use_middle = (tl.abs(halley) < 0.5 * tl.abs(newton)) | (tl.abs(candidate - inside) > 0.1 * tl.abs(halley))
+    use_middle = (tl.abs(halley) < 0.5 * tl.abs(newton)) | (candidate <= low) | (candidate >= high)
     width = high - low
     error = tl.minimum(tl.abs(newton), width)
     # Halley's error is cubic, a quarter of the step times the square of this; beyond, the step says little.
     bent = (error * curve > 0.03 * slope) & (error > 1e-6)
-    reach = tl.where(use_middle, width, error)
-    return tl.where(use_middle, 0.5 * (low + high), inside), low, high, tl.where(bent, width, error), reach
+    error = tl.where(bent, width, error)
+    # The last step may end at an end of the bracket, where the solution may be. The others must not: between two
+    # ends that send each other's step back they would go on for ever.
+    nearest = tl.where(candidate < low, low, tl.where(candidate > high, high, candidate))  # NaN stays
+    settled = ~(error > tolerance)  # true for NaN, which must never hang
+    guess = tl.where(settled, nearest, tl.where(use_middle, 0.5 * (low + high), candidate))
+    return guess, low, high, settled, tl.where(use_middle, width, error)
 
 
 @triton.jit
@@ -99,7 +102,7 @@ def refine(x, size, at, q, a, empty, low, high, theta, marks, max_iterations, NO
             be in the support. None for no mask.
         NORM: step on the norm of the weights (AdaSplash-2) or on their sum, as AdaSplash does.
     """
-    tolerance = tl.maximum(_last_step(a, x.ALPHA), 5e-7 * tl.abs(low))  # what is left is below float32's resolution
+    tolerance = tl.maximum(_last_step(a, x.ALPHA), 1.2e-7 * tl.abs(low))  # what is left is below float32's resolution
     reach = high - low
     real = (at.rows < size.n_q) & (~empty)
     floor = theta
@@ -125,9 +128,8 @@ def refine(x, size, at, q, a, empty, low, high, theta, marks, max_iterations, NO
             if marks is not None:
                 if iteration > 0:  # the first pass is never the last, and its ``reach`` says little
                     word = mark_tile(marks, word, raw, size.scale, edge, tile, at.last)
-        theta, low, high, error, reach = _step(theta, low, high, total, slope, curve, a, x.ALPHA, NORM)
-        # NaN compares false and so counts as finished: it must never hang.
-        again = error > tolerance
+        theta, low, high, settled, reach = _step(theta, low, high, total, slope, curve, a, tolerance, x.ALPHA, NORM)
+        again = ~settled
         if marks is not None:
             again = again | (theta < floor) | (iteration == 0)
         unfinished = tl.max((again & real).to(tl.int32), 0)
