@@ -49,7 +49,7 @@ def test_rows_without_a_choice(device, method, alpha):
 
 @by_method
 @by_kinds
-@pytest.mark.parametrize("size", [1e4, 1e6])
+@pytest.mark.parametrize("size", [1e4, 1e6, 1e8, 1e20])
 def test_huge_scores(device, method, alpha, size):
     check(method, size * random_scores(device, 3, 40), one_alpha(alpha, device, 3))
 
