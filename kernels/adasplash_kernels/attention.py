@@ -6,11 +6,9 @@ import torch
 from torch import Tensor
 
 from .arguments import check_alpha, check_mask, check_qkv, check_scale
-from .dispatch import METHODS, choose_method, kernel_alpha, kernels_interpreted
+from .dispatch import choose_method, kernel_alpha
 from .eager import attention_eager
 from .masks import AttentionMask
-
-__all__ = ["METHODS", "entmax_attention", "kernels_interpreted"]
 
 
 def entmax_attention(
@@ -104,7 +102,7 @@ def _run_kernels(
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     if q.numel() == 0:
         return q * 1.0
-    reach = UNLIMITED if mask.window is None else min(mask.window - 1, UNLIMITED)
+    reach = UNLIMITED if mask.window is None else mask.window - 1
     need_backward = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v, alpha))
     return forward_op(
         q, k, v, alpha, mask.alibi_slopes, mask.key_starts, mask.key_lengths, mask.cu_seqlens_q, mask.cu_seqlens_k,

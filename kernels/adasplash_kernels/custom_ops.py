@@ -1,8 +1,4 @@
-"""Defining ``torch.library`` ops.
-
-By the lower-level calls, not ``torch.library.custom_op``: its wrappers check every call for aliases and cost several
-times what launching the kernels does. opcheck tests the same promises.
-"""
+"""Defining ``torch.library`` ops with fake kernels, and gradients that refuse to be differentiated again."""
 
 from __future__ import annotations
 
@@ -14,7 +10,6 @@ import torch
 from .eager import TWICE
 
 _NAMESPACE = "adasplash_kernels"
-_library = torch.library.Library(_NAMESPACE, "FRAGMENT")
 
 
 def define(function: Callable, fake: Callable) -> Any:
@@ -25,11 +20,9 @@ def define(function: Callable, fake: Callable) -> Any:
             no tensor that shares memory with one.
         fake: takes the same and returns empty tensors of the same shapes, dtypes and devices.
     """
-    name = function.__name__
-    _library.define(name + torch.library.infer_schema(function, mutates_args=()))
-    _library.impl(name, function, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"{_NAMESPACE}::{name}", fake)
-    return getattr(getattr(torch.ops, _NAMESPACE), name).default
+    op = torch.library.custom_op(f"{_NAMESPACE}::{function.__name__}", function, mutates_args=())
+    op.register_fake(fake)
+    return op
 
 
 def differentiate(op: Any, backward_op: Any, backward: Callable, save: Callable) -> None:

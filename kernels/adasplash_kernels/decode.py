@@ -19,7 +19,7 @@ from torch import Tensor
 from .inputs import open_sizes
 from .launch import INTERPRETED, Problem, choose_row_tiles, threshold
 from .mapping import load_exponent, weights
-from .scores import dot, load_slope, raw_scores
+from .scores import dot, load_keys, load_slope, load_values, raw_scores
 from .spans import query_span
 
 MAX_QUERIES = 16
@@ -72,13 +72,6 @@ def _piece(x, size, n_pieces, ROWS: tl.constexpr):
     return Piece(batch, kv_head, tl.program_id(0) % n_pieces, there, head, query, line)
 
 
-@triton.jit
-def _load_pieces(x, base, keys, pitch, size):
-    cols = tl.arange(0, x.BLOCK_D)
-    keep = (keys < size.n_k)[:, None] & (cols < x.d)[None, :]
-    return tl.load(base + keys.to(tl.int64)[:, None] * pitch + cols[None, :], mask=keep, other=0.0)
-
-
 @triton.jit(do_not_specialize=["n_pieces"])
 def _scores_kernel(x, size, scores, n_pieces, ROWS: tl.constexpr, KEYS: tl.constexpr):
     """Write the masked scores, before ``scale``, of all queries against one tile of keys."""
@@ -88,7 +81,7 @@ def _scores_kernel(x, size, scores, n_pieces, ROWS: tl.constexpr, KEYS: tl.const
     offsets = at.batch * size.q_batch + at.head * size.q_head + at.query * size.q_row
     q = tl.load(x.q + offsets[:, None] + cols[None, :], mask=at.there[:, None] & (cols < x.d)[None, :], other=0.0)
     keys = at.number * KEYS + tl.arange(0, KEYS)
-    k = _load_pieces(x, x.k + at.batch * size.k_batch + at.kv_head * size.k_head, keys, size.k_row, size)
+    k = load_keys(x, size, at, keys)
     low, high, position = query_span(x, size, at.batch, at.query)
     slope = load_slope(x, size, at.batch, at.head)
     raw = raw_scores(x, q, k, slope[:, None], position[:, None] - keys[None, :])
@@ -111,7 +104,7 @@ def _output_kernel(x, size, scores, theta_in, parts, n_pieces, tiles_each, ROWS:
         raw = tl.load(scores + at.line[:, None] * size.n_k + keys[None, :], mask=keep, other=float("-inf"))
         p, _u = weights(raw, size.scale, theta, a, x.ALPHA)
         if tl.sum(tl.sum(p, 1), 0) != 0.0:  # true for NaN
-            v = _load_pieces(x, x.v + at.batch * size.v_batch + at.kv_head * size.v_head, keys, size.v_row, size)
+            v = load_values(x, size, at, keys)
             acc = dot(p.to(v.dtype), v, acc)
     cols = tl.arange(0, x.BLOCK_D)
     kv_heads = size.heads // size.groups

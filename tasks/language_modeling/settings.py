@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from adasplash_kernels.attention import METHODS
+from adasplash_kernels.dispatch import METHODS
 from tasks.data.specs import TextSpec, TokenizerSpec
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")

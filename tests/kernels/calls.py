@@ -13,17 +13,17 @@ from torch import Tensor
 from adasplash_kernels import entmax_attention
 from adasplash_kernels.dispatch import METHODS as PUBLIC_METHODS
 from adasplash_kernels.dispatch import kernel_alpha
+from adasplash_kernels.inputs import UNLIMITED
 from adasplash_kernels.reference import attention_reference
 
 METHODS = tuple(m for m in PUBLIC_METHODS if m != "auto")
 KERNELS = tuple(m for m in METHODS if m != "eager")
-UNLIMITED = 2**30  # what the ops take for a side that no window limits
 
 Device = str | torch.device
 
 
 def stretch(device: Device, factor: int = 9) -> int:
-    """What lengths are multiplied by, so that they cross the tiles of a GPU too, which are 4 to 8 times larger."""
+    """What lengths are multiplied by, so that they cross the tiles of a GPU too, which are 2 to 4 times larger."""
     return factor if torch.device(device).type == "cuda" else 1  # odd, so that odd lengths stay odd
 
 
@@ -33,6 +33,12 @@ def tile_size(head_dim: int, dtype: torch.dtype) -> tuple[int, int]:
 
     tiles = choose_tiles(head_dim, torch.float32 if dtype == torch.float64 else dtype)
     return tiles.block_m, tiles.block_n
+
+
+def tile_mask(words: Tensor, columns: int) -> Tensor:
+    """Return the bits of (B * H, query blocks, words) int32, lowest first, as (B * H, blocks, columns) bool."""
+    bits = words[..., None] >> torch.arange(32, device=words.device) & 1
+    return bits.flatten(-2)[..., :columns].bool()
 
 
 def bind(method: str) -> Callable[..., Tensor]:

@@ -17,7 +17,7 @@ def better_interpreter(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Round bfloat16 to nearest, which the interpreter cuts off instead; prepare each module once; use one thread.
 
     At each call of a device function the interpreter searches the language for what it must replace, finds that the
-    launch of the kernel or an earlier call has replaced all of it, and spends more than a third of a test's time so.
+    launch of the kernel or an earlier call has replaced all of it, and spends a good part of a test's time so.
     Threads only wait for each other on tensors this small, for most of the time where other work shares the cores.
     """
     threads = torch.get_num_threads()

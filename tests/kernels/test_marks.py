@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from calls import KERNELS, positions, stretch
+from calls import KERNELS, positions, stretch, tile_mask
 from hard_rows import ALPHAS, GENERAL, both_alphas, computed, hard_rows, resolution, solve
 from maximum import maximum_drops_nan  # noqa: F401
 from torch import Tensor
@@ -15,11 +15,6 @@ from adasplash_kernels.launch import Problem, Tiles, choose_tiles
 from adasplash_kernels.thresholds import THRESHOLDS
 
 by_method = pytest.mark.parametrize("method", [m for m in KERNELS if THRESHOLDS[m].marks_tiles])
-
-
-def unpack(marks: Tensor, blocks: int) -> Tensor:
-    """Return (heads, query blocks, key blocks) bool."""
-    return (marks[..., None] >> torch.arange(32, device=marks.device) & 1).flatten(-2)[..., :blocks].bool()
 
 
 def occupied(scores: Tensor, edges: Tensor, tiles: Tiles) -> Tensor:
@@ -48,7 +43,7 @@ def test_every_tile_with_a_weight_is_marked(device, method, alpha, kind, max_ite
     edges = theta[0].double() - 1 / (exact - 1) + resolution(scores)
     holding = occupied(scores.double(), edges, problem.tiles)
     assert marks.dtype == torch.int32 and holding.any(-1).all()
-    assert not (holding & ~unpack(marks, problem.key_blocks)).any()
+    assert not (holding & ~tile_mask(marks, problem.key_blocks)).any()
 
 
 @by_method
@@ -67,7 +62,7 @@ def test_no_other_tile_is_marked(device, method, alpha):
     kind = {1.5: "1.5", 2.0: "2"}.get(alpha, GENERAL)
     _, marks = solve(method, computed(scores.to(device), torch.full((1,), alpha, device=device), kind))
     assert marks.shape == (1, 1, 2)
-    assert torch.equal(unpack(marks, 34).cpu(), expected)
+    assert torch.equal(tile_mask(marks, 34).cpu(), expected)
 
 
 @by_method
@@ -92,4 +87,4 @@ def test_nan_is_marked(device, method, keys):
     if keys == "hidden keys beside it":
         padding = {"key_starts": positions(device, bad), "key_lengths": positions(device, bad + 1)}
     problem = Problem(q, k, k, torch.full((1,), 1.5, device=device), "1.5", 1.0, **padding)
-    assert unpack(solve(method, problem)[1], 4)[0, 0, 2]
+    assert tile_mask(solve(method, problem)[1], 4)[0, 0, 2]

@@ -13,8 +13,7 @@ from rowwise_oracle import check, random_scores, results
 from torch import Tensor
 
 from adasplash_kernels import entmax
-from adasplash_kernels.attention import METHODS
-from adasplash_kernels.dispatch import kernel_alpha
+from adasplash_kernels.dispatch import METHODS, kernel_alpha
 from adasplash_kernels.reference import entmax_reference
 
 by_method = pytest.mark.parametrize("method", KERNELS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from calls import KERNELS, UNLIMITED, bind, op_arguments, plain, positions, random_qkv, stretch, tile_size
+from calls import KERNELS, UNLIMITED, bind, op_arguments, plain, positions, random_qkv, stretch, tile_mask, tile_size
 from oracle import check_against_oracle
 from torch import Tensor
 
@@ -28,12 +28,6 @@ def test_thresholds_are_accurate(device, method, alpha, spread):
     exact = scores.amax(-1) - (best**a - 1) / a  # p = (1 + a (s - theta))^(1/a), solved for theta
     terms = 0.25 * q.double().norm(dim=-1) * k.double().norm(dim=-1).amax()  # of the sum that a score is
     assert ((theta - exact).abs() <= 4 * FLOAT32 * terms + 2e-6).all()
-
-
-def tile_mask(words: Tensor, columns: int) -> Tensor:
-    """Return the bits of (B * H, query blocks, words) int32, lowest first, as (B * H, blocks, columns) bool."""
-    bits = words[..., None] >> torch.arange(32, device=words.device) & 1
-    return bits.flatten(-2)[..., :columns].bool()
 
 
 @pytest.mark.parametrize("method", [m for m in KERNELS if THRESHOLDS[m].marks_tiles])

@@ -37,7 +37,8 @@ from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface
 
-from ..attention import METHODS, entmax_attention
+from ..attention import entmax_attention
+from ..dispatch import METHODS
 from ..masks import allowed_keys
 from .transformers_masks import KeyRange, key_range_mask
 

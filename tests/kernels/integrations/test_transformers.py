@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-transformers = pytest.importorskip("transformers")
+transformers = pytest.importorskip("transformers", reason="the kernels alone do not need transformers")
 
 from adasplash_kernels.integrations.transformers import (  # noqa: E402
     EntmaxAttentionConfig,

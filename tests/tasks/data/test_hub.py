@@ -8,6 +8,8 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
+import datasets
+import huggingface_hub
 import pytest
 
 from tasks.data import hub
@@ -15,9 +17,6 @@ from tasks.data.hub import HubText, Unavailable, hub_commit
 from tasks.data.sources import TextSpec, load_text, resolve
 from tasks.data.specs import HubSpec
 from tasks.errors import DataError
-
-datasets = pytest.importorskip("datasets", reason="the package datasets is not installed")
-huggingface_hub = pytest.importorskip("huggingface_hub")
 
 OpenFake = Callable[..., HubText]
 

@@ -43,8 +43,9 @@ def test_identity_names_the_source(settings, texts):
     assert PROGRAMS["train"].identity(either, texts / "lm")["data"] == "embedded:lm"
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="says what a machine without a GPU cannot run")
-def test_obstacle(settings, texts):
+def test_obstacle(settings, texts, monkeypatch):
+    """What a machine without a GPU cannot run."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     obstacle = PROGRAMS["train"].obstacle
     assert obstacle(settings(), texts) is None
     assert obstacle(settings(train={"precision": "16-mixed"}), texts) == "needs a GPU: train.precision 16-mixed"

@@ -5,15 +5,14 @@ from __future__ import annotations
 import warnings
 
 import pytest
+import pytorch_lightning as pl
 import torch
+import transformers
 from torch.utils.data import DataLoader, TensorDataset
 
-pl = pytest.importorskip("pytorch_lightning")
-transformers = pytest.importorskip("transformers")
-
-from adasplash_kernels.integrations.transformers import get_entmax_config, use_entmax  # noqa: E402
-from tasks.errors import ConfigError  # noqa: E402
-from tasks.models.alpha_schedule import AlphaSchedule  # noqa: E402
+from adasplash_kernels.integrations.transformers import get_entmax_config, use_entmax
+from tasks.errors import ConfigError
+from tasks.models.alpha_schedule import AlphaSchedule
 
 BATCHES = 4  # in an epoch
 
