@@ -65,14 +65,17 @@ def _step(theta, low, high, total, slope, curve, a, tolerance, ALPHA: tl.constex
     width = high - low
     error = tl.minimum(tl.abs(newton), width)
     # Halley's error is cubic, a quarter of the step times the square of this; beyond, the step says little.
-    bent = (error * curve > 0.03 * slope) & (error > 1e-6)
+    bend_ratio = error * curve / slope
+    bent = (bend_ratio > 0.03) & (error > 1e-6)
+    # What the next step may still take away: eight times that estimate. A guess, which ``refine`` checks.
+    reach = tl.where(use_middle, 0.5 * width, error * tl.minimum(2.0 * bend_ratio * bend_ratio, 1.0) + tolerance)
     error = tl.where(bent, width, error)
     # The last step may end at an end of the bracket, where the solution may be. The others must not: between two
     # ends that send each other's step back they would go on for ever.
     nearest = tl.where(candidate < low, low, tl.where(candidate > high, high, candidate))  # NaN stays
     settled = ~(error > tolerance)  # true for NaN, which must never hang
     guess = tl.where(settled, nearest, tl.where(use_middle, 0.5 * (low + high), candidate))
-    return guess, low, high, settled, tl.where(use_middle, width, error)
+    return guess, low, high, settled, reach
 
 
 @triton.jit
