@@ -25,7 +25,8 @@ from .scores import (
     query_block,
     store_rows,
 )
-from .worklists.walk import key_list, next_tile, query_list, run, run_range
+from .worklists.columns import mark_queries
+from .worklists.walk import key_list, members, next_tile, query_list, run, run_range
 
 
 class Upstream(NamedTuple):
@@ -63,8 +64,11 @@ def _tile_gradient(x, size, raw, theta, delta, a, d_out, v):
 
 
 @triton.jit
-def grad_query_kernel(x, size, up, out2, dq, d_alpha):
-    """Write dQ and delta for one block of queries of one head; d_alpha (B, H, N_q) by query unless it is None."""
+def grad_query_kernel(x, size, up, out2, dq, d_alpha, used):
+    """Write dQ and delta for one block of queries of one head; d_alpha (B, H, N_q) by query unless it is None.
+
+    With ``used`` it marks there which queries use a block of keys (see worklists/columns.py).
+    """
     size = open_sizes(x, size)
     at = query_block(x, size)
     q = load_queries(x, size, at)
@@ -75,16 +79,18 @@ def grad_query_kernel(x, size, up, out2, dq, d_alpha):
     tl.store(up.delta + base + at.rows, delta, mask=at.rows < size.n_q)
     theta = load_theta(up.theta, size, at)
 
-    tiles = query_list(x, size, at, x.query_tiles)
+    walk = query_list(x, size, at)
     acc = tl.zeros((x.BLOCK_M, x.BLOCK_D), tl.float32)
     to_alpha = tl.zeros((x.BLOCK_M,), tl.float32)
-    begin, end = run_range(tiles, at.first, at.last)
+    begin, end = run_range(walk, x.LISTS)
     for number in range(begin, end):
-        state, count = run(tiles, number, at.first, at.last)
+        state, count = run(walk, number, x.LISTS)
         for i in range(count):
-            tile, state = next_tile(tiles, number, state, i)
-            k, v, raw = load_tile(x, size, at, q, tile)
+            tile, state = next_tile(walk, number, state, i, x.LISTS)
+            keys, k, v, raw = load_tile(x, size, at, q, walk, tile)
             p, u, centred, ds = _tile_gradient(x, size, raw, theta, delta, a, d_out, v)
+            if used is not None:
+                mark_queries(x, size, at, used, keys, p)
             acc = dot(ds.to(k.dtype), k, acc)
             if d_alpha is not None:
                 to_alpha += tl.sum(centred * alpha_slope(p, u, a), 1)
@@ -107,18 +113,18 @@ def grad_key_value_kernel(x, size, up, dk, dv):
         a = load_exponent(x, size, head)
         q_base = x.q + at.batch * size.q_batch + head * size.q_head
         numbers = (at.batch * size.heads + head) * size.n_q
-        tiles = key_list(x, size, at, head)
-        begin, end = run_range(tiles, at.first, at.last)
+        walk = key_list(x, size, at, head)
+        begin, end = run_range(walk, x.LISTS)
         for number in range(begin, end):
-            state, count = run(tiles, number, at.first, at.last)
+            state, count = run(walk, number, x.LISTS)
             for i in range(count):
-                tile, state = next_tile(tiles, number, state, i)
-                rows = tile * x.BLOCK_M + tl.arange(0, x.BLOCK_M)
+                tile, state = next_tile(walk, number, state, i, x.LISTS)
+                rows = members(walk, tile, x.BLOCK_M, x.LISTS)
                 q = load_rows(x, q_base, rows, size.q_row, size.n_q)
                 d_out = _load_d_out(x, size, up, at.batch, head, rows)
                 theta = tl.load(up.theta + numbers + rows, mask=rows < size.n_q, other=float("inf"))
                 delta = tl.load(up.delta + numbers + rows, mask=rows < size.n_q, other=0.0)
-                raw = key_scores(x, size, at, head, q, k, tile)
+                raw = key_scores(x, size, at, head, q, k, walk, tile)
                 p, _u, _centred, ds = _tile_gradient(x, size, raw, theta, delta, a, d_out, v)
                 acc_v = dot(tl.trans(p.to(d_out.dtype)), d_out, acc_v)
                 acc_k = dot(tl.trans(ds.to(q.dtype)), q, acc_k)

@@ -118,7 +118,7 @@ def decode(problem: Problem, method: str) -> tuple[Tensor, Tensor]:
     """Return O (B, H, N_q, D) in q's dtype and theta (B, H, N_q) float32."""
     q, k = problem.q, problem.k
     (batch, heads, n_q, head_dim), (_, kv_heads, n_k, _) = q.shape, k.shape
-    inputs, sizes = problem.inputs(), problem.sizes
+    inputs, sizes = problem.inputs(), problem.sizes()
     rows = max(16, triton.next_power_of_2(n_q * heads // kv_heads))
     block = {"ROWS": rows, "KEYS": _KEYS, "num_warps": 4}
     n_tiles = triton.cdiv(n_k, _KEYS)

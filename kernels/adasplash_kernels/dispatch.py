@@ -8,8 +8,7 @@ from torch import Tensor
 from .arguments import KERNEL_DTYPES
 from .thresholds import THRESHOLDS
 
-METHODS = ("auto", "eager", "adasplash", "adasplash_nomask", "adasplash2")
-_PLANNED = ("columns",)
+METHODS = ("auto", "eager", "adasplash", "adasplash_nomask", "adasplash2", "columns")
 
 
 def choose_method(method: str, x: Tensor, name: str) -> str:
@@ -17,14 +16,11 @@ def choose_method(method: str, x: Tensor, name: str) -> str:
 
     Raises:
         ValueError: no such method, or it cannot take this dtype or device.
-        NotImplementedError: a method that is planned.
     """
     if method == "auto":
         return "eager" if x.device.type == "cpu" or x.dtype == torch.float64 else "adasplash2"
     if method == "eager":
         return method
-    if method in _PLANNED:
-        raise NotImplementedError(f"method: {method!r} is not implemented yet; available are {', '.join(METHODS)}")
     if method not in METHODS and method not in THRESHOLDS:
         raise ValueError(f"method: got {method!r}, allowed are {', '.join(METHODS)}")
     if x.dtype not in KERNEL_DTYPES:

@@ -19,16 +19,16 @@ def output_kernel(x, size, theta_in, out, out2):
     q = load_queries(x, size, at)
     a = load_exponent(x, size, at.head)
     theta = load_theta(theta_in, size, at)
-    tiles = query_list(x, size, at, x.query_tiles)
+    walk = query_list(x, size, at)
     acc = tl.zeros((x.BLOCK_M, x.BLOCK_D), tl.float32)
     acc2 = tl.zeros((x.BLOCK_M, x.BLOCK_D), tl.float32)
     u_sum = tl.zeros((x.BLOCK_M,), tl.float32)
-    begin, end = run_range(tiles, at.first, at.last)
+    begin, end = run_range(walk, x.LISTS)
     for number in range(begin, end):
-        state, count = run(tiles, number, at.first, at.last)
+        state, count = run(walk, number, x.LISTS)
         for i in range(count):
-            tile, state = next_tile(tiles, number, state, i)
-            _k, v, raw = load_tile(x, size, at, q, tile)
+            tile, state = next_tile(walk, number, state, i, x.LISTS)
+            _keys, _k, v, raw = load_tile(x, size, at, q, walk, tile)
             p, u = weights(raw, size.scale, theta[:, None], a, x.ALPHA)
             acc = dot(p.to(v.dtype), v, acc)
             if out2 is not None:

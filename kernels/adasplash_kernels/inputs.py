@@ -20,7 +20,9 @@ class Inputs(NamedTuple):
         slopes: ALiBi slopes (H,) or (B, H) float32, or None.
         starts, lengths: (B,) integers, the range of keys that are not padding, or None.
         query_spans, key_spans: (3, N_q) and (3, N_k) int32 of packed sequences (see spans.py), or None.
-        query_tiles, key_tiles: bit masks of the tiles to visit (see worklists/tiles.py), or None for all.
+        query_tiles, key_tiles: work lists, or None to visit all tiles: bit masks of tiles (see worklists/tiles.py) or
+            lists of columns (see worklists/columns.py).
+        LISTS: which of these they are: "all", "tiles" or "columns".
         d: head dim.
         ALPHA: "1", "1.5", "2" or "any".
         EVEN_D: whether D is BLOCK_D, so that columns need no mask.
@@ -41,6 +43,7 @@ class Inputs(NamedTuple):
     query_tiles: Any
     key_tiles: Any
     d: int
+    LISTS: tl.constexpr
     ALPHA: tl.constexpr
     EVEN_D: tl.constexpr
     ALIGNED: tl.constexpr
@@ -59,6 +62,8 @@ class Sizes(NamedTuple):
         left, right: keys a query sees before and after its own position.
         slope_batch, alpha_head: pitches of the slopes and of alpha; 0 where all share one.
         q_batch, q_head, q_row, k_batch, ..., v_row: pitches in elements.
+        query_entries, key_entries: pitches of the lists of columns.
+        first_head: the head, counted over the batch, that the grid starts with.
         scale: factor on q.k.
     """
 
@@ -79,6 +84,9 @@ class Sizes(NamedTuple):
     v_batch: int
     v_head: int
     v_row: int
+    query_entries: int
+    key_entries: int
+    first_head: int
     scale: float
 
 
@@ -116,5 +124,5 @@ def open_sizes(x, size):
         pitch(size.q_batch, x.ALIGNED), pitch(size.q_head, x.ALIGNED), pitch(size.q_row, x.ALIGNED),
         pitch(size.k_batch, x.ALIGNED), pitch(size.k_head, x.ALIGNED), pitch(size.k_row, x.ALIGNED),
         pitch(size.v_batch, x.ALIGNED), pitch(size.v_head, x.ALIGNED), pitch(size.v_row, x.ALIGNED),
-        size.scale,
+        opened(size.query_entries), opened(size.key_entries), opened(size.first_head), size.scale,
     )  # fmt: skip

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -15,11 +16,16 @@ from .forward import output_kernel
 from .inputs import UNLIMITED, Inputs, Sizes, sealed
 from .spans import packed_spans
 from .thresholds import THRESHOLDS, register
+from .thresholds.group_maxima import bound_kernel, listed_kernel
 from .thresholds.halley import halley_kernel
 from .thresholds.histogram import histogram_kernel
 from .thresholds.refine import MAX_ITERATIONS
+from .worklists.columns import WORD, compact_kernel, emit_kernel
 from .worklists.tiles import transpose, words
+from .worklists.walk import HEADER
 
+MAX_ENTRIES = 4096  # of a list of columns; a longer one would save little, and take the memory of dense attention
+WORKSPACE = 2**27  # bytes of bits of columns, and of lists of queries, that exist at once; at least those of one head
 INTERPRETED = not isinstance(output_kernel, triton.JITFunction)
 
 
@@ -54,6 +60,47 @@ def choose_row_tiles(n: int, alpha_by_row: bool = True) -> Tiles:
     width = min(4096, max(32, triton.next_power_of_2(n)))
     rows = 1 if alpha_by_row else max(1, min(32, 2048 // width))
     return Tiles(rows, width, max(1, min(8, rows * width // 512)))
+
+
+@dataclass(frozen=True)
+class ColumnTiles:
+    """Tiles of the passes over all scores that lists of columns start with; a program has two blocks of queries.
+
+    Attributes:
+        bound: of the pass that finds a bound.
+        groups: maxima a query that it keeps; its keys are a multiple.
+        emit: of the pass that marks keys; its queries are a multiple of a block's.
+        solve: of the solve on the lists, of a block's queries.
+    """
+
+    bound: Tiles
+    groups: int
+    emit: Tiles
+    solve: Tiles
+
+
+def choose_column_tiles(head_dim: int, dtype: torch.dtype) -> ColumnTiles:
+    """Pick tiles by head dim and dtype alone; many queries a tile, since what these passes wait for is K."""
+    if INTERPRETED:
+        return ColumnTiles(Tiles(16, 32, 1), 16, Tiles(32, 32, 1), Tiles(16, 32, 1))
+    if dtype == torch.float32:
+        return ColumnTiles(Tiles(32, 64, 8, 1), 32, Tiles(64, 32, 8, 1), Tiles(32, 32, 8, 1))
+    if head_dim <= 128:
+        return ColumnTiles(Tiles(128, 128, 8, 3), 32, Tiles(128, 64, 4, 3), Tiles(64, 128, 4, 3))
+    return ColumnTiles(Tiles(64, 64, 4, 2), 32, Tiles(64, 64, 4, 2), Tiles(64, 32, 8, 1))
+
+
+def list_entries(n: int) -> int:
+    """Return how many numbers a list of columns takes, among ``n`` rows: a header and up to MAX_ENTRIES entries."""
+    return HEADER.value + min(MAX_ENTRIES, triton.cdiv(n, 4) * 4)
+
+
+def bound_stride(n_k: int) -> int:
+    """Return of every how many tiles of keys one is looked at for the bound.
+
+    Fewer tiles make a lower bound, and about as many times more keys to visit: worth it where lists are short anyway.
+    """
+    return 1 if n_k < 32768 else 2 if n_k < 131072 else 3
 
 
 @dataclass(frozen=True)
@@ -101,24 +148,40 @@ class Problem:
         block_d = max(16, triton.next_power_of_2(q.shape[3]))
         return Inputs(
             q, k, v, self.scores, self.alpha, slopes, self.key_starts, self.key_lengths, *spans, None, None, q.shape[3],
-            tl.constexpr(self.alpha_kind), tl.constexpr(q.shape[3] == block_d), _aligned(q, k, v),
+            tl.constexpr("all"), tl.constexpr(self.alpha_kind), tl.constexpr(q.shape[3] == block_d), _aligned(q, k, v),
             tl.constexpr(block_d), tl.constexpr(tiles.block_m), tl.constexpr(tiles.block_n),
         )  # fmt: skip
 
-    def inputs(self, query_tiles: Tensor | None = None, key_tiles: Tensor | None = None) -> Inputs:
-        """Return what kernels are given, with the work lists to use."""
-        return self._inputs._replace(query_tiles=query_tiles, key_tiles=key_tiles)
+    def inputs(
+        self, lists: str | None = None, *, query_tiles: Tensor | None = None, key_tiles: Tensor | None = None
+    ) -> Inputs:
+        """Return what kernels are given, with the work lists to use: "tiles" or "columns", by default none."""
+        kind = tl.constexpr(lists or "all")
+        return self._inputs._replace(query_tiles=query_tiles, key_tiles=key_tiles, LISTS=kind)
 
     @cached_property
-    def sizes(self) -> Sizes:
-        """Return the run-time numbers."""
+    def _sizes(self) -> Sizes:
         q, k, v, slopes = self.q, self.k, self.v, self.alibi_slopes
         numbers = (
             q.shape[1], q.shape[1] // k.shape[1], q.shape[2], k.shape[2], min(self.left, UNLIMITED),
             min(self.right, UNLIMITED), slopes.stride(0) if slopes is not None and slopes.ndim == 2 else 0,
             1 if self.alpha.numel() > 1 else 0, *_pitches(q), *_pitches(k), *_pitches(v),
+            list_entries(k.shape[2]), list_entries(q.shape[2]), 0,
         )  # fmt: skip
         return Sizes(*(sealed(n) for n in numbers), self.scale)
+
+    def sizes(self, first_head: int = 0) -> Sizes:
+        """Return the run-time numbers, for a grid that starts with this head, counted over the batch."""
+        return self._sizes._replace(first_head=sealed(first_head)) if first_head else self._sizes
+
+    def retiled(self, tiles: Tiles) -> Problem:
+        """Return the same problem with other tiles, without working out anything again."""
+        other = replace(self, tiles=tiles)
+        blocks = {"BLOCK_M": tl.constexpr(tiles.block_m), "BLOCK_N": tl.constexpr(tiles.block_n)}
+        other.__dict__.update(
+            _inputs=self._inputs._replace(**blocks), _sizes=self._sizes
+        )  # where cached_property looks
+        return other
 
     @property
     def query_blocks(self) -> int:
@@ -129,14 +192,28 @@ class Problem:
         return triton.cdiv(self.k.shape[2], self.tiles.block_n)
 
     @property
-    def query_grid(self) -> tuple[int]:
-        """One program for each block of queries of each head."""
-        return (self.query_blocks * self.q.shape[0] * self.q.shape[1],)
+    def heads(self) -> int:
+        """Query heads, counted over the batch."""
+        return self.q.shape[0] * self.q.shape[1]
 
-    @property
-    def key_grid(self) -> tuple[int]:
-        """One program for each block of keys of each key-value head."""
-        return (self.key_blocks * self.k.shape[0] * self.k.shape[1],)
+    def query_grid(self, heads: int | None = None) -> tuple[int]:
+        """One program for each block of queries of each head, or of so many heads."""
+        return (self.query_blocks * (heads or self.heads),)
+
+    def pair_grid(self, heads: int | None = None) -> tuple[int]:
+        """One program for each two neighbouring blocks of queries."""
+        return (triton.cdiv(self.query_blocks, 2) * (heads or self.heads),)
+
+    def key_grid(self, heads: int | None = None) -> tuple[int]:
+        """One program for each block of keys of each key-value head that these query heads use."""
+        return (self.key_blocks * (heads or self.heads) * self.k.shape[1] // self.q.shape[1],)
+
+    def head_chunks(self, bytes_each: int) -> Iterator[tuple[int, int]]:
+        """Cut the heads into chunks, first and number, that take about WORKSPACE bytes; heads that share keys stay
+        together."""
+        groups = self.q.shape[1] // self.k.shape[1]
+        count = max(1, WORKSPACE // max(1, bytes_each * groups)) * groups
+        return ((start, min(count, self.heads - start)) for start in range(0, self.heads, count))
 
     @property
     def options(self) -> dict[str, int]:
@@ -164,11 +241,11 @@ def _threshold(
         # zeros: a block writes only the words of tiles that the mask of attention leaves it
         shape = (batch * heads, problem.query_blocks, words(problem.key_blocks))
         tiles = torch.zeros(shape, dtype=torch.int32, device=problem.q.device)
-    kernel[problem.query_grid](problem.inputs(), problem.sizes, theta, tiles, max_iterations, **problem.options)
+    kernel[problem.query_grid()](problem.inputs(), problem.sizes(), theta, tiles, max_iterations, **problem.options)
     return theta, tiles
 
 
-@register("adasplash", marks_tiles=True)
+@register("adasplash", lists="tiles")
 def halley(problem: Problem, max_iterations: int = MAX_ITERATIONS) -> tuple[Tensor, Tensor | None]:
     """Halley-bisection, with a bit mask of tiles (AdaSplash)."""
     return _threshold(halley_kernel, problem, True, max_iterations)
@@ -180,39 +257,115 @@ def halley_without_mask(problem: Problem, max_iterations: int = MAX_ITERATIONS) 
     return _threshold(halley_kernel, problem, False, max_iterations)[0]
 
 
-@register("adasplash2", marks_tiles=True)
+@register("adasplash2", lists="tiles")
 def histogram(problem: Problem, max_iterations: int = MAX_ITERATIONS) -> tuple[Tensor, Tensor | None]:
     """Histogram start and safeguarded updates, with a bit mask of tiles (AdaSplash-2)."""
     return _threshold(histogram_kernel, problem, True, max_iterations)
 
 
+@register("columns", lists="columns")
+def column_lists(problem: Problem, max_iterations: int = MAX_ITERATIONS) -> tuple[Tensor, Tensor | None]:
+    """Group maxima's bound, and the keys that pass it for any query of a block (this project)."""
+    q, n_k = problem.q, problem.k.shape[2]
+    if problem.alpha_kind == "1" or problem.scores is not None:  # softmax has no zeros; stored scores need no list
+        return _threshold(halley_kernel, problem, False, max_iterations)
+    tiles = choose_column_tiles(q.shape[3], q.dtype)
+    coarse = problem.retiled(tiles.bound)
+    floor = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
+    stride = bound_stride(n_k)
+    top = torch.empty_like(floor) if stride == 1 else None
+    bound_kernel[coarse.pair_grid()](
+        coarse.inputs(), coarse.sizes(), floor, top, stride, tiles.groups, **coarse.options
+    )
+
+    coarse = problem.retiled(tiles.emit)
+    blocks, words_each = problem.query_blocks, triton.cdiv(n_k, WORD)
+    lists = torch.empty(q.shape[0] * q.shape[1], blocks, list_entries(n_k), dtype=torch.int32, device=q.device)
+    for start, count in problem.head_chunks(2 * blocks * words_each):
+        bits = torch.empty(count, blocks, words_each, dtype=torch.int16, device=q.device)
+        emit_kernel[coarse.pair_grid(count)](
+            coarse.inputs(),
+            coarse.sizes(start),
+            floor,
+            bits,
+            blocks,
+            words_each,
+            problem.tiles.block_m,
+            **coarse.options,
+        )
+        _compact(problem, bits, lists[start : start + count], start, keys=False)
+    theta = torch.empty_like(floor)
+    wide = problem.retiled(tiles.solve)
+    listed_kernel[wide.query_grid()](
+        wide.inputs("columns", query_tiles=lists), wide.sizes(), floor, top, theta, max_iterations, **wide.options
+    )
+    return theta, lists
+
+
+def _compact(problem: Problem, bits: Tensor, lists: Tensor, first_head: int, keys: bool) -> None:
+    """Write the lists of columns (heads, blocks, entries) int32 that bits (heads, blocks, words) int16 stand for.
+
+    Args:
+        first_head: the head, counted over the batch, that they start with.
+        keys: whether the blocks are of keys and the entries are queries.
+    """
+    heads, blocks, words_each = bits.shape
+    pitch = lists.shape[2]
+    compact_kernel[(heads * blocks,)](
+        problem.inputs(), problem.sizes(first_head), bits, lists, blocks, words_each, pitch - HEADER.value, pitch, keys,
+        num_warps=4,
+    )  # fmt: skip
+
+
 def threshold(method: str, problem: Problem) -> tuple[Tensor, Tensor | None]:
-    """Return theta (B, H, N_q) float32 and the bit mask of tiles, if the method leaves one."""
+    """Return theta (B, H, N_q) float32 and the work lists, if the method leaves any."""
     entry = THRESHOLDS[method]
     found = entry.solve(problem)
-    return found if entry.marks_tiles else (found, None)
+    return found if entry.lists else (found, None)
+
+
+def kind_of_lists(method: str, lists: Tensor | None) -> str | None:
+    """Return which kind of work lists these are: "tiles", "columns", or None for none."""
+    return None if lists is None else THRESHOLDS[method].lists
 
 
 def forward_output(
-    problem: Problem, theta: Tensor, tiles: Tensor | None, need_out2: bool
+    problem: Problem, theta: Tensor, method: str, lists: Tensor | None, need_out2: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Return O and, if asked for, O2, (B, H, N_q, D) in q's dtype."""
+    """Return O and, if asked for, O2, (B, H, N_q, D) in q's dtype; ``lists`` are what the method left."""
     q = problem.q
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     out2 = torch.empty(q.shape, dtype=q.dtype, device=q.device) if need_out2 else None
-    output_kernel[problem.query_grid](problem.inputs(tiles), problem.sizes, theta, out, out2, **problem.options)
+    inputs = problem.inputs(kind_of_lists(method, lists), query_tiles=lists)
+    output_kernel[problem.query_grid()](inputs, problem.sizes(), theta, out, out2, **problem.options)
     return out, out2
 
 
 def backward_gradients(
-    problem: Problem, theta: Tensor, out2: Tensor, tiles: Tensor | None, d_out: Tensor, need_alpha: bool
+    problem: Problem, theta: Tensor, out2: Tensor, method: str, lists: Tensor | None, d_out: Tensor, need_alpha: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Return dQ (B, H, N_q, D), dK and dV (B, H_kv, N_k, D) in the inputs' dtype; d_alpha (B, H, N_q) if asked for."""
+    q, k, v = problem.q, problem.k, problem.v
     delta = torch.empty_like(theta)
-    dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (problem.q, problem.k, problem.v))
+    dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
     d_alpha = torch.empty_like(theta) if need_alpha else None
     up = Upstream(theta, delta, d_out, *(sealed(n) for n in _pitches(d_out)), _aligned(d_out))
-    inputs = problem.inputs(tiles, None if tiles is None else transpose(tiles, problem.key_blocks))
-    grad_query_kernel[problem.query_grid](inputs, problem.sizes, up, out2, dq, d_alpha, **problem.options)
-    grad_key_value_kernel[problem.key_grid](inputs, problem.sizes, up, dk, dv, **problem.options)
+    kind, options = kind_of_lists(method, lists), problem.options
+    inputs = problem.inputs(kind, query_tiles=lists)
+    if kind != "columns":
+        sizes = problem.sizes()
+        grad_query_kernel[problem.query_grid()](inputs, sizes, up, out2, dq, d_alpha, None, **options)
+        key_tiles = None if lists is None else transpose(lists, problem.key_blocks)
+        keyed = problem.inputs(kind, key_tiles=key_tiles)
+        grad_key_value_kernel[problem.key_grid()](keyed, sizes, up, dk, dv, **options)
+        return dq, dk, dv, d_alpha
+    words_each, entries = words(q.shape[2]), list_entries(q.shape[2])
+    for start, count in problem.head_chunks(4 * problem.key_blocks * (words_each + entries)):
+        sizes = problem.sizes(start)
+        used = torch.zeros(count, problem.key_blocks, words_each, dtype=torch.int32, device=q.device)
+        grad_query_kernel[problem.query_grid(count)](inputs, sizes, up, out2, dq, d_alpha, used, **options)
+        key_tiles = torch.empty(count, problem.key_blocks, entries, dtype=torch.int32, device=q.device)
+        _compact(problem, used.view(torch.int16), key_tiles, start, keys=True)
+        keyed = problem.inputs(kind, key_tiles=key_tiles)
+        grad_key_value_kernel[problem.key_grid(count)](keyed, sizes, up, dk, dv, **options)
     return dq, dk, dv, d_alpha

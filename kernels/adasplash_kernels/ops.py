@@ -33,8 +33,8 @@ def forward(
     """Compute attention; arguments as in ``launch.Problem``, and the name of a threshold method.
 
     Returns:
-        O; O2, empty unless a backward pass will follow; theta (B, H, N_q) float32; the bit mask of tiles
-        (B * H, query blocks, words) int32, empty without one or without a backward pass.
+        O; O2, empty unless a backward pass will follow; theta (B, H, N_q) float32; the work lists
+        (B * H, query blocks, words or entries) int32, empty without any or without a backward pass.
     """
     problem = launch.Problem(q, k, v, alpha, alpha_kind, scale, left, right, alibi_slopes, key_starts, key_lengths,
                              cu_seqlens_q, cu_seqlens_k)  # fmt: skip
@@ -42,15 +42,15 @@ def forward(
         if decode.suits(problem):
             out, theta = decode.decode(problem, method)
         else:
-            theta, tiles = launch.threshold(method, problem)
-            out, _ = launch.forward_output(problem, theta, tiles, need_out2=False)
-        return out, q.new_empty(0), theta, _no_tiles(q)
-    theta, tiles = launch.threshold(method, problem)
-    out, out2 = launch.forward_output(problem, theta, tiles, need_out2=True)
-    return out, out2, theta, _no_tiles(q) if tiles is None else tiles
+            theta, lists = launch.threshold(method, problem)
+            out, _ = launch.forward_output(problem, theta, method, lists, need_out2=False)
+        return out, q.new_empty(0), theta, _no_lists(q)
+    theta, lists = launch.threshold(method, problem)
+    out, out2 = launch.forward_output(problem, theta, method, lists, need_out2=True)
+    return out, out2, theta, _no_lists(q) if lists is None else lists
 
 
-def _no_tiles(q: Tensor) -> Tensor:
+def _no_lists(q: Tensor) -> Tensor:
     return torch.empty(0, 0, 0, dtype=torch.int32, device=q.device)
 
 
@@ -59,14 +59,15 @@ def _fake_forward(
     method, need_backward,
 ):  # fmt: skip
     (batch, heads, n_q, _), n_k = q.shape, k.shape[2]
-    tiles = _no_tiles(q)
-    if need_backward and THRESHOLDS[method].marks_tiles and alpha_kind != "1":
-        sizes = launch.choose_tiles(q.shape[3], q.dtype)
-        shape = (batch * heads, -(-n_q // sizes.block_m), words(-(-n_k // sizes.block_n)))
-        tiles = torch.empty(shape, dtype=torch.int32, device=q.device)
+    lists = _no_lists(q)
+    if need_backward and THRESHOLDS[method].lists and alpha_kind != "1":
+        tiles = launch.choose_tiles(q.shape[3], q.dtype)
+        columns = THRESHOLDS[method].lists == "columns"
+        size = launch.list_entries(n_k) if columns else words(-(-n_k // tiles.block_n))
+        lists = torch.empty((batch * heads, -(-n_q // tiles.block_m), size), dtype=torch.int32, device=q.device)
     out2 = torch.empty(q.shape if need_backward else (0,), dtype=q.dtype, device=q.device)
     theta = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
-    return torch.empty(q.shape, dtype=q.dtype, device=q.device), out2, theta, tiles
+    return torch.empty(q.shape, dtype=q.dtype, device=q.device), out2, theta, lists
 
 
 def backward(
@@ -81,28 +82,29 @@ def backward(
     cu_seqlens_k: Tensor | None,
     theta: Tensor,
     out2: Tensor,
-    tiles: Tensor,
+    lists: Tensor,
     d_out: Tensor,
     alpha_kind: str,
     scale: float,
     left: int,
     right: int,
+    method: str,
     need_alpha: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return dQ, dK, dV, contiguous, in the inputs' dtypes, and d_alpha of alpha's shape (empty if not asked for)."""
     problem = launch.Problem(q, k, v, alpha, alpha_kind, scale, left, right, alibi_slopes, key_starts, key_lengths,
                              cu_seqlens_q, cu_seqlens_k)  # fmt: skip
     d_out = d_out if d_out.stride(-1) == 1 else d_out.contiguous()
-    mask = tiles if tiles.numel() else None
-    dq, dk, dv, rows = launch.backward_gradients(problem, theta, out2, mask, d_out, need_alpha)
+    found = lists if lists.numel() else None
+    dq, dk, dv, rows = launch.backward_gradients(problem, theta, out2, method, found, d_out, need_alpha)
     if rows is None:
         return dq, dk, dv, alpha.new_empty(0)
     return dq, dk, dv, rows.sum((0, 2)) if alpha.numel() == q.shape[1] else rows.sum().reshape(1)
 
 
 def _fake_backward(
-    q, k, v, alpha, alibi_slopes, key_starts, key_lengths, cu_seqlens_q, cu_seqlens_k, theta, out2, tiles, d_out,
-    alpha_kind, scale, left, right, need_alpha,
+    q, k, v, alpha, alibi_slopes, key_starts, key_lengths, cu_seqlens_q, cu_seqlens_k, theta, out2, lists, d_out,
+    alpha_kind, scale, left, right, method, need_alpha,
 ):  # fmt: skip
     gradients = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
     return *gradients, alpha.new_empty(alpha.shape if need_alpha else (0,))
@@ -115,10 +117,10 @@ _SAVED = 9  # tensors that come first in both ops' arguments
 
 
 def _save(ctx: Any, inputs: tuple, output: tuple) -> None:
-    _, out2, theta, tiles = output
-    ctx.mark_non_differentiable(out2, theta, tiles)
-    ctx.save_for_backward(*inputs[:_SAVED], theta, out2, tiles)
-    ctx.options = inputs[_SAVED : _SAVED + 4]  # alpha_kind, scale, left, right
+    _, out2, theta, lists = output
+    ctx.mark_non_differentiable(out2, theta, lists)
+    ctx.save_for_backward(*inputs[:_SAVED], theta, out2, lists)
+    ctx.options = inputs[_SAVED : _SAVED + 5]  # alpha_kind, scale, left, right, method
 
 
 def _differentiate(ctx: Any, d_out: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:

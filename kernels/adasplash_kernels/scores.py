@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 
 from .spans import inner_range, key_span, query_span, tile_range
+from .worklists.walk import crosses_edge, members
 
 _INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
@@ -48,8 +49,13 @@ def query_block(x, size):
     The last blocks come first: causal rows are longest there, and starting with them evens out the end.
     """
     n_blocks = tl.cdiv(size.n_q, x.BLOCK_M)
-    head_index = tl.program_id(0) // n_blocks
     index = n_blocks - 1 - tl.program_id(0) % n_blocks
+    return query_block_at(x, size, size.first_head + tl.program_id(0) // n_blocks, index)
+
+
+@triton.jit
+def query_block_at(x, size, head_index, index):
+    """Return a block of queries of a head counted over the batch."""
     batch = head_index // size.heads
     head = head_index % size.heads
     rows = index * x.BLOCK_M + tl.arange(0, x.BLOCK_M)
@@ -66,7 +72,7 @@ def query_block(x, size):
 def key_block(x, size):
     """Return this program's block of keys; its ``head`` is the first of the query heads that share them."""
     n_blocks = tl.cdiv(size.n_k, x.BLOCK_N)
-    head_index = tl.program_id(0) // n_blocks
+    head_index = size.first_head // size.groups + tl.program_id(0) // n_blocks
     index = tl.program_id(0) % n_blocks  # the first keys are seen by the most causal rows
     kv_heads = size.heads // size.groups
     batch = head_index // kv_heads
@@ -96,13 +102,19 @@ def _larger(a, b):
 
 
 @triton.jit
+def largest(raw, AXIS: tl.constexpr):
+    """Return the largest score along an axis; NaN if there is one."""
+    if _INTERPRETED:  # it reduces by a function of ours only slowly
+        top = tl.where(tl.max((raw != raw).to(tl.int32), AXIS) > 0, float("nan"), tl.max(raw, AXIS))
+    else:
+        top = tl.reduce(raw, AXIS, _larger)
+    return top
+
+
+@triton.jit
 def row_max(raw):
     """Return the largest score of each row; NaN if there is one."""
-    if _INTERPRETED:  # it reduces by a function of ours only slowly
-        top = tl.where(tl.max((raw != raw).to(tl.int32), 1) > 0, float("nan"), tl.max(raw, 1))
-    else:
-        top = tl.reduce(raw, 1, _larger)
-    return top
+    return largest(raw, 1)
 
 
 @triton.jit
@@ -170,43 +182,52 @@ def raw_scores(x, q, k, slope, distance):
 
 
 @triton.jit
-def query_scores(x, size, at, q, k, tile):
+def query_scores(x, size, at, q, k, walk, tile):
     """One tile of scores for a block of queries, before ``scale``; ``-inf`` where a query does not see a key."""
-    keys = tile * x.BLOCK_N + tl.arange(0, x.BLOCK_N)
-    slope = load_slope(x, size, at.batch, at.head)
-    raw = raw_scores(x, q, k, slope, at.position[:, None] - keys[None, :])
-    if (tile * x.BLOCK_N < at.inner_low) | ((tile + 1) * x.BLOCK_N > at.inner_high):
-        keep = (keys[None, :] >= at.low[:, None]) & (keys[None, :] < at.high[:, None])
+    if x.slopes is None:
+        raw = raw_scores(x, q, k, 0.0, 0)
+    else:
+        keys = members(walk, tile, x.BLOCK_N, x.LISTS)
+        slope = load_slope(x, size, at.batch, at.head)
+        raw = raw_scores(x, q, k, slope, at.position[:, None] - keys[None, :])
+    if crosses_edge(walk, tile, x.BLOCK_N):
+        edge_keys = members(walk, tile, x.BLOCK_N, x.LISTS)  # again, so that no other tile pays for it
+        keep = (edge_keys[None, :] >= at.low[:, None]) & (edge_keys[None, :] < at.high[:, None])
         raw = tl.where(keep, raw, float("-inf"))
     return raw
 
 
 @triton.jit
-def load_tile(x, size, at, q, tile):
-    """Load a tile's rows of K and V for a block of queries, and compute its scores."""
-    keys = tile * x.BLOCK_N + tl.arange(0, x.BLOCK_N)
+def load_tile(x, size, at, q, walk, tile):
+    """Return a tile's keys, their rows of K and V for a block of queries, and its scores."""
+    keys = members(walk, tile, x.BLOCK_N, x.LISTS)
     k = load_keys(x, size, at, keys)
-    return k, load_values(x, size, at, keys), query_scores(x, size, at, q, k, tile)
+    v = load_values(x, size, at, keys)
+    return keys, k, v, query_scores(x, size, at, q, k, walk, tile)
 
 
 @triton.jit
-def key_scores(x, size, at, head, q, k, tile):
+def key_scores(x, size, at, head, q, k, walk, tile):
     """The same for a block of keys that meets a tile of queries of ``head``."""
-    queries = tile * x.BLOCK_M + tl.arange(0, x.BLOCK_M)
-    slope = load_slope(x, size, at.batch, head)
-    raw = raw_scores(x, q, k, slope, queries[:, None] - at.position[None, :])
-    if (tile * x.BLOCK_M < at.inner_low) | ((tile + 1) * x.BLOCK_M > at.inner_high):
-        keep = (queries[:, None] >= at.low[None, :]) & (queries[:, None] < at.high[None, :])
+    if x.slopes is None:
+        raw = raw_scores(x, q, k, 0.0, 0)
+    else:
+        queries = members(walk, tile, x.BLOCK_M, x.LISTS)
+        slope = load_slope(x, size, at.batch, head)
+        raw = raw_scores(x, q, k, slope, queries[:, None] - at.position[None, :])
+    if crosses_edge(walk, tile, x.BLOCK_M):
+        edge_queries = members(walk, tile, x.BLOCK_M, x.LISTS)
+        keep = (edge_queries[:, None] >= at.low[None, :]) & (edge_queries[:, None] < at.high[None, :])
         raw = tl.where(keep, raw, float("-inf"))
     return raw
 
 
 @triton.jit
-def threshold_scores(x, size, at, q, tile):
+def threshold_scores(x, size, at, q, walk, tile):
     """One tile of scores for finding thresholds: computed from q and k, or read where they are stored."""
-    keys = tile * x.BLOCK_N + tl.arange(0, x.BLOCK_N)
+    keys = members(walk, tile, x.BLOCK_N, x.LISTS)
     if x.scores is None:
-        raw = query_scores(x, size, at, q, load_keys(x, size, at, keys), tile)
+        raw = query_scores(x, size, at, q, load_keys(x, size, at, keys), walk, tile)
     else:
         row = (at.head_index * size.n_q + at.rows)[:, None] * size.n_k
         keep = (at.rows < size.n_q)[:, None] & (keys < size.n_k)[None, :]

@@ -90,7 +90,7 @@ def computed(scores: Tensor, alpha: Tensor, kind: str) -> Problem:
 def solve(method: str, problem: Problem, **options: int) -> tuple[Tensor, Tensor | None]:
     """Return theta (B, H, N_q) and the marks, if the method leaves any."""
     found = THRESHOLDS[method].solve(problem, **options)
-    return found if THRESHOLDS[method].marks_tiles else (found, None)
+    return found if THRESHOLDS[method].lists else (found, None)
 
 
 def check_theta(found: Tensor, scores: Tensor, alpha: float, names: list[str]) -> None:

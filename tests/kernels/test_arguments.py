@@ -49,7 +49,7 @@ def call_support_map(**changes):
         ({n: torch.zeros(1, 1, 2, 257) for n in "qkv"}, "q: got head dim 257"),
         ({"scale": 0.0}, "scale: got 0.0"),
         ({"scale": "1"}, "scale: got str"),
-        ({"method": "flash"}, "method: got 'flash', allowed are auto, eager, adasplash, adasplash_nomask, adasplash2$"),
+        ({"method": "flash"}, "method: got 'flash', allowed are auto, eager, .*, adasplash2, columns$"),
         ({"method": "adasplash", **{n: X.double() for n in "qkv"}}, "q: got torch.float64"),
     ],
 )
@@ -58,16 +58,9 @@ def test_refused(changes, message):
         call(**changes)
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"method": "columns"}, "method: 'columns' is not implemented yet"),
-        ({"alibi_slopes": torch.ones(4, requires_grad=True)}, "alibi_slopes: its gradient is not implemented"),
-    ],
-)
-def test_what_is_not_implemented_says_so(changes, message):
-    with pytest.raises(NotImplementedError, match=message):
-        call(**changes)
+def test_what_is_not_implemented_says_so():
+    with pytest.raises(NotImplementedError, match="alibi_slopes: its gradient is not implemented"):
+        call(alibi_slopes=torch.ones(4, requires_grad=True))
 
 
 def test_slopes_that_require_grad_are_taken_where_no_gradient_is_recorded():

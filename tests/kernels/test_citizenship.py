@@ -68,7 +68,7 @@ def test_ops_keep_their_promises(device, method, case):
     out, out2, theta, tiles = forward_op(*arguments)
     for need_alpha in (False, True):
         torch.library.opcheck(
-            backward_op, (*arguments[:9], theta, out2, tiles, torch.randn_like(out), *arguments[9:13], need_alpha)
+            backward_op, (*arguments[:9], theta, out2, tiles, torch.randn_like(out), *arguments[9:14], need_alpha)
         )
 
 

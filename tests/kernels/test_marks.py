@@ -14,7 +14,7 @@ from torch import Tensor
 from adasplash_kernels.launch import Problem, Tiles, choose_tiles
 from adasplash_kernels.thresholds import THRESHOLDS
 
-by_method = pytest.mark.parametrize("method", [m for m in KERNELS if THRESHOLDS[m].marks_tiles])
+by_method = pytest.mark.parametrize("method", [m for m in KERNELS if THRESHOLDS[m].lists == "tiles"])
 
 
 def occupied(scores: Tensor, edges: Tensor, tiles: Tiles) -> Tensor:

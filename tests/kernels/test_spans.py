@@ -116,7 +116,7 @@ def spans(problem: Problem, batch: int, keys: bool) -> tuple[Tensor, Tensor]:
     blocks = triton.cdiv(length, BLOCK) + 1  # one more than there are rows for
     rows_out = torch.full((batch, 3, blocks * BLOCK), -7, dtype=torch.int32, device=problem.q.device)
     tiles_out = torch.full((batch, blocks, 4), -7, dtype=torch.int32, device=problem.q.device)
-    _store_spans[(batch * blocks,)](problem.inputs(), problem.sizes, rows_out, tiles_out, blocks * BLOCK, KEYS=keys)
+    _store_spans[(batch * blocks,)](problem.inputs(), problem.sizes(), rows_out, tiles_out, blocks * BLOCK, KEYS=keys)
     return rows_out.cpu(), tiles_out.cpu()
 
 

@@ -33,7 +33,8 @@ from adasplash_kernels.launch import Tiles, choose_row_tiles
 from adasplash_kernels.mapping import load_exponent
 from adasplash_kernels.scores import query_block
 from adasplash_kernels.thresholds import THRESHOLDS, register
-from adasplash_kernels.thresholds.histogram import _BINS, _RANGE, _count, _lower_bound
+from adasplash_kernels.thresholds.histogram import _BINS, _NEWTON_STEPS, _RANGE, _count
+from adasplash_kernels.thresholds.lower_bound import rise
 from adasplash_kernels.thresholds.refine import MAX_ITERATIONS, bracket, highest_score
 
 by_method = pytest.mark.parametrize("method", KERNELS)
@@ -153,7 +154,8 @@ def _bounds_kernel(x, size, out, counts_out):
     _empty, low, high = bracket(x, size, at, top, a)
     width = tl.minimum(1.0 / tl.maximum(a, 1e-6), _RANGE) / (_BINS - 1)
     counts = _count(x, size, at, 0.0, top, width)
-    start = _lower_bound(top, counts, width, a, x.ALPHA)
+    edges = top[:, None] - (tl.arange(0, _BINS) + 1).to(tl.float32)[None, :] * width
+    start = rise(edges, counts, top - width, a, _NEWTON_STEPS, x.ALPHA)
     there = at.rows < size.n_q
     tl.store(out + at.rows, top, mask=there)
     tl.store(out + size.n_q + at.rows, low, mask=there)
@@ -169,7 +171,7 @@ def bounds(scores: Tensor, alpha: Tensor, kind: str, tiles: Tiles) -> Bounds:
     problem = stored(scores, alpha, kind, tiles)
     out = torch.empty(5, len(scores), device=scores.device)
     counts = torch.empty(len(scores), _BINS.value, device=scores.device)
-    _bounds_kernel[problem.query_grid](problem.inputs(), problem.sizes, out, counts, **problem.options)
+    _bounds_kernel[problem.query_grid()](problem.inputs(), problem.sizes(), out, counts, **problem.options)
     return Bounds(*out.double(), counts.double())
 
 
@@ -238,20 +240,20 @@ def test_nan_among_the_scores_is_nan(device, method, alpha, kind):
 @pytest.mark.parametrize("name", [*KERNELS, "auto", "eager"])
 def test_names_are_given_once(name):
     before = dict(THRESHOLDS)
-    for marks in (False, True):
+    for lists in (None, "tiles", "columns"):
         with pytest.raises(ValueError, match=f"name: '{name}' is taken"):
-            register(name, marks_tiles=marks)
+            register(name, lists=lists)
     assert before == THRESHOLDS
 
 
-@pytest.mark.parametrize("marks", [False, True])
-def test_a_registered_function_is_kept_as_it_is(marks):
+@pytest.mark.parametrize("lists", [None, "tiles", "columns"])
+def test_a_registered_function_is_kept_as_it_is(lists):
     def function(problem):
         raise AssertionError("registering does not call it")
 
     try:
-        assert register("mine", marks_tiles=marks)(function) is function
-        assert THRESHOLDS["mine"].solve is function and THRESHOLDS["mine"].marks_tiles is marks
+        assert register("mine", lists=lists)(function) is function
+        assert THRESHOLDS["mine"].solve is function and THRESHOLDS["mine"].lists is lists
         with pytest.raises(ValueError, match="name: 'mine' is taken"):
             register("mine")
     finally:

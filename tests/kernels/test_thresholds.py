@@ -30,7 +30,7 @@ def test_thresholds_are_accurate(device, method, alpha, spread):
     assert ((theta - exact).abs() <= 4 * FLOAT32 * terms + 2e-6).all()
 
 
-@pytest.mark.parametrize("method", [m for m in KERNELS if THRESHOLDS[m].marks_tiles])
+@pytest.mark.parametrize("method", [m for m in KERNELS if THRESHOLDS[m].lists == "tiles"])
 @pytest.mark.parametrize("masks", ["dense", "causal", "window", "padded", "packed"])
 @pytest.mark.parametrize("alpha", [1.25, 1.5, 2.0])
 def test_tile_bits_cover_the_support(device, method, masks, alpha):

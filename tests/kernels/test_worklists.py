@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from adasplash_kernels.worklists.tiles import mark_tile, transpose, words
-from adasplash_kernels.worklists.walk import next_tile, run, run_range
+from adasplash_kernels.worklists.walk import Walk, next_tile, run, run_range
 
 ROWS, KEYS = 4, 16  # of a tile of scores
 
@@ -49,14 +49,15 @@ def test_transpose_leaves_out_what_does_not_count(device):
 
 
 @triton.jit(do_not_specialize=["first", "last", "capacity"])
-def _walk_kernel(tiles, first, last, visited, capacity):
+def _walk_kernel(tiles, first, last, visited, capacity, LISTS: tl.constexpr):
     """Write the tiles of a list in the order of the walk, and after ``capacity`` of them how many there were."""
-    begin, end = run_range(tiles, first, last)
+    at = Walk(tiles, first, last, first, last, -1)
+    begin, end = run_range(at, LISTS)
     place = 0
     for number in range(begin, end):
-        state, count = run(tiles, number, first, last)
+        state, count = run(at, number, LISTS)
         for i in range(count):
-            tile, state = next_tile(tiles, number, state, i)
+            tile, state = next_tile(at, number, state, i, LISTS)
             tl.store(visited + place, tile, mask=place < capacity)
             place += 1
     tl.store(visited + capacity, place)
@@ -66,7 +67,8 @@ def walk(tiles: Tensor | None, first: int, last: int, device: str) -> list[int]:
     """Return the tiles in the order of the walk."""
     capacity = 200
     visited = torch.full((capacity + 1,), -1, dtype=torch.int32, device=device)
-    _walk_kernel[(1,)](tiles, first, last, visited, capacity, num_warps=1)
+    kind = "all" if tiles is None else "tiles"
+    _walk_kernel[(1,)](visited if tiles is None else tiles, first, last, visited, capacity, kind, num_warps=1)
     *visited, count = visited.tolist()
     return visited[:count]
 

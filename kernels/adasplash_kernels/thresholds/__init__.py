@@ -6,14 +6,14 @@ Registered under a name, it is a ``method`` of ``entmax_attention``:
     @register("mine")
     def mine(problem): ...
 
-A method that also leaves a bit mask of the tiles that hold weights says so, and returns theta and the mask.
+A method that also leaves work lists says which, and returns theta and the lists, one a block of queries.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from ..launch import Problem
@@ -24,18 +24,19 @@ class Threshold:
     """A way to find thresholds.
 
     Attributes:
-        solve: ``problem -> theta``, or ``problem -> (theta, tiles)`` if it marks tiles.
-        marks_tiles: whether it leaves a bit mask (B * H, query blocks, words) int32; see worklists/tiles.py.
+        solve: ``problem -> theta``, or ``problem -> (theta, lists)`` if it leaves lists; they may be None.
+        lists: what it leaves: "tiles", a bit mask (B * H, query blocks, words) int32 of those that hold weights, see
+            worklists/tiles.py; "columns", (B * H, query blocks, entries) int32, see worklists/columns.py; or nothing.
     """
 
     solve: Callable[[Problem], Any]
-    marks_tiles: bool = False
+    lists: Literal["tiles", "columns"] | None = None
 
 
 THRESHOLDS: dict[str, Threshold] = {}
 
 
-def register(name: str, *, marks_tiles: bool = False) -> Callable[[Callable], Callable]:
+def register(name: str, *, lists: Literal["tiles", "columns"] | None = None) -> Callable[[Callable], Callable]:
     """Return a decorator that makes a function the method ``name``.
 
     Raises:
@@ -45,7 +46,7 @@ def register(name: str, *, marks_tiles: bool = False) -> Callable[[Callable], Ca
         raise ValueError(f"name: {name!r} is taken")
 
     def keep(solve: Callable) -> Callable:
-        THRESHOLDS[name] = Threshold(solve, marks_tiles)
+        THRESHOLDS[name] = Threshold(solve, lists)
         return solve
 
     return keep

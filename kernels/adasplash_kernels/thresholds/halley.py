@@ -7,7 +7,7 @@ import triton
 from ..inputs import open_sizes
 from ..mapping import load_exponent
 from ..scores import load_queries, query_block
-from ..worklists.walk import query_list
+from ..worklists.walk import all_tiles, mask_row
 from .refine import bracket, highest_score, refine, store_theta
 
 
@@ -19,6 +19,7 @@ def halley_kernel(x, size, theta_out, tiles_out, max_iterations):
     q = load_queries(x, size, at)
     a = load_exponent(x, size, at.head)
     empty, low, high = bracket(x, size, at, highest_score(x, size, at, q), a)
-    marks = query_list(x, size, at, tiles_out)
-    theta = refine(x, size, at, q, a, empty, low, high, 0.5 * (low + high), marks, max_iterations, False)
+    marks = mask_row(x, size, at, tiles_out)
+    middle = 0.5 * (low + high)
+    theta = refine(x, size, at, q, all_tiles(at), a, empty, low, high, middle, marks, max_iterations, False)
     store_theta(theta_out, size, at, theta)

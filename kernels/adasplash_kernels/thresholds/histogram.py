@@ -13,9 +13,10 @@ import triton
 import triton.language as tl
 
 from ..inputs import open_sizes
-from ..mapping import load_exponent, norm_gap, weights
+from ..mapping import load_exponent
 from ..scores import load_queries, query_block, threshold_scores
-from ..worklists.walk import query_list
+from ..worklists.walk import all_tiles, mask_row
+from .lower_bound import rise
 from .refine import bracket, highest_score, refine, store_theta
 
 _BINS = tl.constexpr(8)
@@ -48,7 +49,7 @@ def _count(x, size, at, q, top, width):
     in_bins = size.scale / width
     highest = top / width
     for tile in range(at.first, at.last):
-        raw = threshold_scores(x, size, at, q, tile)
+        raw = threshold_scores(x, size, at, q, all_tiles(at), tile)
         # half bins below the largest score, to the nearest: never a bin above the score's own lower edge
         below = (highest[:, None] - raw * in_bins) + _TO_HALVES
         inside = below < _TO_HALVES + _BINS  # false for NaN and for masked scores
@@ -58,22 +59,6 @@ def _count(x, size, at, q, top, width):
             counts += _add_up(counters)
             counters = tl.zeros((x.BLOCK_M, x.BLOCK_N), tl.uint32)
     return counts
-
-
-@triton.jit
-def _lower_bound(top, counts, width, a, ALPHA: tl.constexpr):
-    """Return the threshold of the counted scores, each taken at its bin's lower edge.
-
-    Newton's steps on the norm of the weights, from the lowest threshold possible, climb to it and never pass it, so
-    that any number of them leaves a lower bound.
-    """
-    edges = top[:, None] - (tl.arange(0, _BINS) + 1).to(tl.float32)[None, :] * width
-    theta = top - width
-    for _ in tl.static_range(_NEWTON_STEPS):
-        p, u = weights(edges, 1.0, theta[:, None], a, ALPHA)
-        gap, factor = norm_gap(tl.maximum(tl.sum(counts * p, 1), 1.0), a, ALPHA)
-        theta += gap / (factor * tl.maximum(tl.sum(counts * u, 1), 1e-30))
-    return theta
 
 
 @triton.jit(do_not_specialize=["max_iterations"])
@@ -87,10 +72,12 @@ def histogram_kernel(x, size, theta_out, tiles_out, max_iterations):
     empty, low, high = bracket(x, size, at, top, a)
     width = tl.minimum(1.0 / tl.maximum(a, 1e-6), _RANGE) / (_BINS - 1)
     counts = _count(x, size, at, q, top, width)
-    start = _lower_bound(tl.where(empty, 0.0, top), counts, width, a, x.ALPHA)
+    highest = tl.where(empty, 0.0, top)
+    edges = highest[:, None] - (tl.arange(0, _BINS) + 1).to(tl.float32)[None, :] * width
+    start = rise(edges, counts, highest - width, a, _NEWTON_STEPS, x.ALPHA)  # below tau: scores count as their edges
     low = tl.maximum(low, start - 1e-6 * (1.0 + tl.abs(start)))
     # scores sit anywhere in their bins: the middle of that range is the best guess, and Halley's step takes it on
     theta = tl.maximum(tl.minimum(start + 0.75 * width, high), low)
-    marks = query_list(x, size, at, tiles_out)
-    theta = refine(x, size, at, q, a, empty, low, high, theta, marks, max_iterations, True)
+    marks = mask_row(x, size, at, tiles_out)
+    theta = refine(x, size, at, q, all_tiles(at), a, empty, low, high, theta, marks, max_iterations, True)
     store_theta(theta_out, size, at, theta)

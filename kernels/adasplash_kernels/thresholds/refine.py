@@ -12,6 +12,7 @@ import triton.language as tl
 from ..mapping import curvature, norm_gap, weights
 from ..scores import row_max, threshold_scores
 from ..worklists.tiles import mark_tile
+from ..worklists.walk import all_tiles
 
 MAX_ITERATIONS = 40  # bisection alone would need about 30; Halley's steps need 2 to 6
 
@@ -19,9 +20,10 @@ MAX_ITERATIONS = 40  # bisection alone would need about 30; Halley's steps need 
 @triton.jit
 def highest_score(x, size, at, q):
     """Return the largest score of each query, in one pass over the keys; ``-inf`` for rows that see none."""
+    walk = all_tiles(at)
     top = tl.full((x.BLOCK_M,), float("-inf"), tl.float32)
     for tile in range(at.first, at.last):
-        raw = threshold_scores(x, size, at, q, tile)
+        raw = threshold_scores(x, size, at, q, walk, tile)
         top = tl.maximum(top, row_max(raw), propagate_nan=tl.PropagateNan.ALL)
     return top * size.scale
 
@@ -97,10 +99,11 @@ def _last_step(a, ALPHA: tl.constexpr):
 
 
 @triton.jit
-def refine(x, size, at, q, a, empty, low, high, theta, marks, max_iterations, NORM: tl.constexpr):
+def refine(x, size, at, q, walk, a, empty, low, high, theta, marks, max_iterations, NORM: tl.constexpr):
     """Return theta of a block of queries, solved from a start inside a bracket; ``+inf`` for empty rows.
 
     Args:
+        walk: the tiles to visit, which hold every score that may be in the support.
         marks: this block's row of the bit mask of tiles, written on the way: a tile is marked if a score in it may
             be in the support. None for no mask.
         NORM: step on the norm of the weights (AdaSplash-2) or on their sum, as AdaSplash does.
@@ -122,8 +125,8 @@ def refine(x, size, at, q, a, empty, low, high, theta, marks, max_iterations, NO
         else:
             edge = floor - 1.0 / a - 4e-7 * (tl.abs(floor) + 1.0 / a)
         word = tl.zeros((x.BLOCK_M,), tl.int32)
-        for tile in range(at.first, at.last):
-            raw = threshold_scores(x, size, at, q, tile)
+        for tile in range(walk.first, walk.last):
+            raw = threshold_scores(x, size, at, q, walk, tile)
             p, u = weights(raw, size.scale, theta[:, None], a, x.ALPHA)
             total += tl.sum(p, 1)
             slope += tl.sum(u, 1)

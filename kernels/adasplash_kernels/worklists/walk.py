@@ -1,18 +1,63 @@
 """How kernels walk a work list: tiles come in runs, and every loop over a list is two loops, over runs and in a run.
 
-Without a list there is one run, of all the tiles the mask of attention leaves. A bit mask has a run a word, as long as
-its set bits. A new kind of list is a new branch of ``run_range``, ``run`` and ``next_tile``.
+Without a list there is one run, of all the tiles the mask of attention leaves. A bit mask of tiles has a run a word, as
+long as its set bits (see tiles.py). A list of columns has one run, of tiles gathered from the rows it names (see
+columns.py). A new kind of list is a new branch of these functions.
 """
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
+HEADER = tl.constexpr(4)  # numbers before the entries of a list of columns
+_NOWHERE = tl.constexpr(1 << 30)  # past the end of every sequence
+
+
+class Walk(NamedTuple):
+    """A work list of one block.
+
+    Attributes:
+        start: where it is in memory; 0 without a list.
+        first, last: tiles to visit, for a list of columns tiles of its entries.
+        inner_low, inner_high: tiles between need no mask, counted in rows, or in entries.
+        count: number of entries of a list of columns; -1 if it overflowed and all tiles are to be visited.
+    """
+
+    start: Any
+    first: Any
+    last: Any
+    inner_low: Any
+    inner_high: Any
+    count: Any
+
 
 @triton.jit
-def query_list(x, size, at, tiles):
-    """Return where the list of a block of queries starts; None without a list."""
+def all_tiles(at):
+    """Return the walk of a block over every tile that the mask of attention leaves it."""
+    return Walk(0, at.first, at.last, at.inner_low, at.inner_high, -1)
+
+
+@triton.jit
+def open_list(start, at, BLOCK: tl.constexpr, LISTS: tl.constexpr):
+    """Return the walk of a block along its list; BLOCK is the size of a tile on the side that the list is about."""
+    if LISTS == "columns":
+        count = tl.load(start)
+        listed = count >= 0
+        first = tl.where(listed, 0, at.first)
+        last = tl.where(listed, (count + BLOCK - 1) // BLOCK, at.last)
+        inner_low = tl.where(listed, tl.load(start + 1), at.inner_low)
+        inner_high = tl.where(listed, tl.load(start + 2), at.inner_high)
+    else:
+        first, last, inner_low, inner_high, count = at.first, at.last, at.inner_low, at.inner_high, -1
+    return Walk(start, first, last, inner_low, inner_high, count)
+
+
+@triton.jit
+def mask_row(x, size, at, tiles):
+    """Return where the row of a block of queries starts in a bit mask of tiles; None without one."""
     if tiles is None:
         start = None
     else:
@@ -22,45 +67,61 @@ def query_list(x, size, at, tiles):
 
 
 @triton.jit
-def key_list(x, size, at, head):
-    """Return where the list of a block of keys starts, for one of the query heads that share them."""
-    if x.key_tiles is None:
-        start = None
+def query_list(x, size, at):
+    """Return the walk of a block of queries."""
+    if x.LISTS == "all":
+        walk = all_tiles(at)
+    elif x.LISTS == "tiles":
+        walk = open_list(mask_row(x, size, at, x.query_tiles), at, x.BLOCK_N, x.LISTS)
     else:
-        row = (at.batch * size.heads + head) * tl.cdiv(size.n_k, x.BLOCK_N) + at.index
-        start = x.key_tiles + row * tl.cdiv(tl.cdiv(size.n_q, x.BLOCK_M), 32)
-    return start
+        row = at.head_index * tl.cdiv(size.n_q, x.BLOCK_M) + at.index
+        walk = open_list(x.query_tiles + row * size.query_entries, at, x.BLOCK_N, x.LISTS)
+    return walk
 
 
 @triton.jit
-def run_range(tiles, first, last):
-    """Return the first run and the one past the last, of a block that meets tiles ``first`` to ``last``."""
-    if tiles is None:
+def key_list(x, size, at, head):
+    """Return the walk of a block of keys, along the queries of one of the heads that share them."""
+    row = (at.batch * size.heads + head - size.first_head) * tl.cdiv(size.n_k, x.BLOCK_N) + at.index
+    if x.LISTS == "all":
+        walk = all_tiles(at)
+    elif x.LISTS == "tiles":
+        start = x.key_tiles + row * tl.cdiv(tl.cdiv(size.n_q, x.BLOCK_M), 32)
+        walk = open_list(start, at, x.BLOCK_M, x.LISTS)
+    else:
+        walk = open_list(x.key_tiles + row * size.key_entries, at, x.BLOCK_M, x.LISTS)
+    return walk
+
+
+@triton.jit
+def run_range(walk, LISTS: tl.constexpr):
+    """Return the first run and the one past the last."""
+    if LISTS != "tiles":
         begin, end = 0, 1
     else:
-        begin, end = first // 32, (last + 31) // 32
+        begin, end = walk.first // 32, (walk.last + 31) // 32
     return begin, end
 
 
 @triton.jit
-def run(tiles, number, first, last):
+def run(walk, number, LISTS: tl.constexpr):
     """Return the state of a run and how many tiles it has."""
-    if tiles is None:
-        state = first
-        count = last - first
+    if LISTS != "tiles":
+        state = walk.first
+        count = walk.last - walk.first
     else:
-        state = tl.load(tiles + number)
+        state = tl.load(walk.start + number)
         count = _set_bits(state)
     return state, count
 
 
 @triton.jit
-def next_tile(tiles, number, state, i):
+def next_tile(walk, number, state, i, LISTS: tl.constexpr):
     """Return tile ``i`` of a run, and the state after it.
 
-    Without a list it comes from the loop's own counter: Triton does not prefetch along a carried one.
+    Where tiles follow one another it comes from the loop's own counter: Triton does not prefetch along a carried one.
     """
-    if tiles is None:
+    if LISTS != "tiles":
         tile = state + i
     else:
         lowest = state & -state
@@ -68,6 +129,22 @@ def next_tile(tiles, number, state, i):
         tile = number * 32 + ((lowest.to(tl.float32).to(tl.int32, bitcast=True) >> 23) & 255) - 127
         state = state ^ lowest
     return tile, state
+
+
+@triton.jit
+def members(walk, tile, BLOCK: tl.constexpr, LISTS: tl.constexpr):
+    """Return the rows of the other side that a tile stands for, past every end where there are none."""
+    rows = tile * BLOCK + tl.arange(0, BLOCK)
+    if LISTS == "columns":
+        listed = tl.load(walk.start + HEADER + rows, mask=rows < walk.count, other=_NOWHERE)
+        rows = tl.where(walk.count < 0, rows, listed)
+    return rows
+
+
+@triton.jit
+def crosses_edge(walk, tile, BLOCK: tl.constexpr):
+    """Tell whether a tile may hold a pair that the mask of attention forbids."""
+    return (tile * BLOCK < walk.inner_low) | ((tile + 1) * BLOCK > walk.inner_high)
 
 
 @triton.jit

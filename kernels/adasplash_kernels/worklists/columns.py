@@ -1,0 +1,150 @@
+"""Lists of columns: for each block of queries, the single keys that any of its queries can use; and the transpose.
+
+Zeros of entmax are scattered over tiles, but few keys are used by any one block of queries. Rows of K and V are
+contiguous, so tiles gathered from a list of keys feed the tensor cores as dense ones do. A list is made in two steps.
+First one bit a key, 16 keys a word: ``emit_kernel`` sets them in one pass over the scores, from a lower bound of each
+query's threshold. Then ``compact_kernel`` turns bits into row numbers.
+
+The gradients of keys and values walk the transpose: for each block of keys, the queries that use any of them. Its bits
+are set while the gradient of queries is computed, and compacted by the same kernel.
+
+A list that overflows says so, and its block visits all tiles: as exact, only slower.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from ..inputs import open_sizes
+from ..mapping import load_exponent
+from ..scores import largest, load_theta
+from ..spans import inner_range, key_span, query_span, tile_range
+from .pairs import edge_tile, pair_keys, pair_scores, query_pair
+from .walk import HEADER
+
+WORD = 16  # bits: with the keys of a tile spread over warps as its products leave them, a word stays within a warp
+_WORD = tl.constexpr(WORD)
+_CHUNK = tl.constexpr(256)  # words that are compacted at once
+
+
+@triton.jit
+def _pack(flags):
+    """Pack (rows, blocks) flags by their rows: (rows / 16, blocks) words."""
+    bits = tl.reshape(flags.to(tl.int32), (flags.shape[0] // _WORD, _WORD, flags.shape[1]))
+    return tl.sum(bits << tl.arange(0, _WORD)[None, :, None], 1).to(tl.int16)
+
+
+@triton.jit
+def _edge(x, size, at, floor_in, a):
+    """Return the score that a query's support is above at the least."""
+    floor = load_theta(floor_in, size, at)
+    # a few units in the last place lower: products may round differently here and in the solve
+    return floor - 1.0 / a - 4e-7 * (tl.abs(floor) + 1.0 / a)
+
+
+@triton.jit
+def _emit(x, size, at, q, k, keys, tile, edge, bits, blocks, words, BLOCK: tl.constexpr, MASKED: tl.constexpr):
+    """Write the words of one tile of keys for the blocks of BLOCK queries among a block's."""
+    excess = pair_scores(x, size, at, q, k, keys, MASKED, True) * size.scale - edge[None, :]
+    count: tl.constexpr = x.BLOCK_M // BLOCK
+    flags = ~(largest(tl.reshape(excess, (x.BLOCK_N, count, BLOCK)), 2) <= 0.0)  # true for NaN, which must come out
+    block = at.index * count + tl.arange(0, count)
+    word = tile * (x.BLOCK_N // _WORD) + tl.arange(0, x.BLOCK_N // _WORD)
+    keep = (word < words)[:, None] & (block < blocks)[None, :]
+    row = (at.head_index - size.first_head) * blocks + block
+    tl.store(bits + row[None, :] * words + word[:, None], _pack(flags), mask=keep)
+
+
+@triton.jit(do_not_specialize=["blocks", "words"])
+def emit_kernel(x, size, floor_in, bits, blocks, words, BLOCK: tl.constexpr):
+    """Mark the keys that any query of a block of BLOCK queries can use, for two of x.BLOCK_M queries at once.
+
+    Args:
+        floor_in: (B, H, N_q) float32, lower bounds of theta; ``+inf`` for rows that see no key.
+        bits: (heads of this launch, blocks, words) int16, written where a program sees keys, one bit a key.
+        BLOCK: queries of a block; x.BLOCK_M is a multiple.
+    """
+    size = open_sizes(x, size)
+    pair = query_pair(x, size)
+    a = load_exponent(x, size, pair.one.head)
+    one = _edge(x, size, pair.one, floor_in, a)
+    two = _edge(x, size, pair.two, floor_in, a)
+    for i in range(pair.edges):
+        tile = edge_tile(pair, i)
+        keys, k = pair_keys(x, size, pair, tile)
+        _emit(x, size, pair.one, pair.q_one, k, keys, tile, one, bits, blocks, words, BLOCK, True)
+        _emit(x, size, pair.two, pair.q_two, k, keys, tile, two, bits, blocks, words, BLOCK, True)
+    for tile in range(pair.inner_first, pair.inner_last):
+        keys, k = pair_keys(x, size, pair, tile)
+        _emit(x, size, pair.one, pair.q_one, k, keys, tile, one, bits, blocks, words, BLOCK, False)
+        _emit(x, size, pair.two, pair.q_two, k, keys, tile, two, bits, blocks, words, BLOCK, False)
+
+
+@triton.jit
+def mark_queries(x, size, at, used, keys, p):
+    """Mark, for the key block of each of the keys (BLOCK_N,), the queries of a block with a weight in p.
+
+    Args:
+        used: (heads of this launch, key blocks, words) int32, 32 queries a word.
+    """
+    bit = tl.full((x.BLOCK_M,), 1, tl.int32) << (at.rows % 32)
+    flags = tl.where(~(p <= 0.0), bit[:, None], 0)  # true for NaN
+    # put together by 16 queries, which lie within a warp, and the rest in memory
+    value = tl.sum(tl.reshape(flags, (x.BLOCK_M // _WORD, _WORD, x.BLOCK_N)), 1)
+    words = tl.cdiv(size.n_q, 32)
+    start = used + (at.head_index - size.first_head) * tl.cdiv(size.n_k, x.BLOCK_N) * words
+    word = (at.index * x.BLOCK_M + tl.arange(0, x.BLOCK_M // _WORD) * _WORD) // 32
+    place = (keys // x.BLOCK_N)[None, :] * words + word[:, None]
+    tl.atomic_or(start + place, value, mask=(value != 0) & (keys < size.n_k)[None, :], sem="relaxed")
+
+
+@triton.jit(do_not_specialize=["blocks", "words", "capacity", "pitch"])
+def compact_kernel(x, size, bits, lists, blocks, words, capacity, pitch, KEYS: tl.constexpr):
+    """Turn the bits of one block into a list of the rows they stand for, ascending.
+
+    A list is a header, then the entries: how many there are, or -1 for more than ``capacity``; how many are below the
+    range that needs no mask (see walk.py), and how many below its end.
+
+    Args:
+        bits: (heads of this launch, blocks, words) int16.
+        lists: (heads of this launch, blocks, pitch) int32.
+        KEYS: whether blocks are of keys and entries are queries; else the other way round.
+    """
+    size = open_sizes(x, size)
+    head_index = tl.program_id(0) // blocks
+    index = tl.program_id(0) % blocks
+    batch = (size.first_head + head_index) // size.heads
+    if KEYS:
+        low, high, _position = key_span(x, size, batch, index * x.BLOCK_N + tl.arange(0, x.BLOCK_N))
+        first, last = tile_range(low, high, x.BLOCK_M)
+        words_each: tl.constexpr = x.BLOCK_M // _WORD
+    else:
+        low, high, _position = query_span(x, size, batch, index * x.BLOCK_M + tl.arange(0, x.BLOCK_M))
+        first, last = tile_range(low, high, x.BLOCK_N)
+        words_each: tl.constexpr = x.BLOCK_N // _WORD
+    inner_low, inner_high = inner_range(low, high)
+    row = head_index.to(tl.int64) * blocks + index
+    entries = lists + row * pitch + HEADER
+    count = 0
+    below = tl.zeros((_CHUNK,), tl.int32)
+    inner = tl.zeros((_CHUNK,), tl.int32)
+    end = tl.minimum(last * words_each, words)
+    for start in range(first * words_each, end, _CHUNK):
+        word = start + tl.arange(0, _CHUNK)
+        value = tl.load(bits + row * words + word, mask=word < end, other=0).to(tl.int32)
+        total = tl.zeros((_CHUNK,), tl.int32)
+        for i in tl.static_range(_WORD):
+            total += (value >> i) & 1
+        to = count + tl.cumsum(total, 0) - total
+        count += tl.sum(total, 0)
+        for i in tl.static_range(_WORD):
+            bit = (value >> i) & 1
+            entry = word * _WORD + i
+            tl.store(entries + to, entry, mask=(bit > 0) & (to < capacity))
+            to += bit
+            below += tl.where(entry < inner_low, bit, 0)
+            inner += tl.where(entry < inner_high, bit, 0)
+    tl.store(entries - HEADER, tl.where(count > capacity, -1, count))
+    tl.store(entries - HEADER + 1, tl.sum(below, 0))
+    tl.store(entries - HEADER + 2, tl.sum(inner, 0))
