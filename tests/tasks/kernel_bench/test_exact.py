@@ -1,0 +1,77 @@
+"""The exact output and gradients, band by band, against autograd through the dense oracle; and the gate."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from adasplash_kernels.reference import attention_reference
+from tasks.kernel_bench import exact as module
+from tasks.kernel_bench.correctness import fault, relative_error, worst
+from tasks.kernel_bench.exact import Exact, Extent
+from tasks.kernel_bench.inputs import Tensors
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("alpha", [1.0, 1.5, 1.75, 2.0])
+def test_parts(alpha, causal, problem, monkeypatch):
+    monkeypatch.setattr(module, "_BAND", 5)
+    monkeypatch.setattr(module, "_ROWS", 4)
+    wanted = problem(b=2, h=6, h_kv=3, n=13, d=4, causal=causal)
+    torch.manual_seed(0)
+    q, k, v, do = (torch.randn(2, h, 13, 4) for h in (6, 3, 3, 6))
+    tensors = Tensors(*(x.requires_grad_() for x in (q, k, v)), do)
+    extent = Extent.of(wanted, seed=0)
+    assert extent.rows[-4:].tolist() == [9, 10, 11, 12]
+    assert len(set(extent.rows.tolist())) == 8
+    checked = Exact(wanted, tensors, extent)
+    out = attention_reference(q, k, v, alpha=alpha, causal=causal)
+    expected = checked.pick(out, torch.autograd.grad(out, (q, k, v), do.double()))
+    found = checked.parts(alpha)
+    assert {name: tuple(x.shape) for name, x in found.items()} == {
+        "out": (2, 6, 8, 4), "dq": (4, 13, 4), "dk": (2, 13, 4), "dv": (2, 13, 4)}  # fmt: skip
+    for name, part in found.items():
+        torch.testing.assert_close(part, expected[name].double(), atol=1e-6, rtol=1e-5)  # gradients come as float32
+    assert checked.parts(alpha) is found
+
+
+def test_extent_by_length(problem):
+    short, long, longer = (Extent.of(problem(h=16, h_kv=8, n=n), seed=1) for n in (300, 8192, 8193))
+    assert short.params == {"checked_rows": 300, "checked_gradient_heads": 2}
+    assert long.params == {"checked_rows": 512, "checked_gradient_heads": 2}
+    assert longer.params == {"checked_rows": 512, "checked_gradient_heads": 0}
+    assert torch.equal(long.rows, Extent.of(problem(h=16, n=8192), seed=1).rows)
+    assert not torch.equal(long.rows, Extent.of(problem(h=16, n=8192), seed=2).rows)
+    assert (long.rows.diff() > 0).all() and long.rows[-1] == 8191
+
+
+def test_relative_error():
+    exact = torch.tensor([3.0, 4.0], dtype=torch.float64)
+    assert relative_error(torch.tensor([3.0, 4.5]), exact) == pytest.approx(0.1)
+    assert relative_error(torch.tensor([0.5]), torch.zeros(1, dtype=torch.float64)) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("errors", "finite", "message"),
+    [
+        ({"out": 1e-3, "dq": 1e-2}, True, None),
+        ({"out": 1e-3, "dq": 3e-2}, True, "wrong result: dq is off by 0.03 (relative), allowed is 0.02"),
+        ({"out": math.nan, "dq": math.inf}, False, "wrong result: out is off by nan, dq is off by inf"),
+        ({"out": 1e-3}, False, "wrong result: output or gradients are not finite"),
+    ],
+)
+def test_fault(errors, finite, message):
+    found = fault(errors, finite, torch.bfloat16)
+    assert found == message if message is None else found.startswith(message)
+
+
+def test_less_error_is_allowed_in_float32():
+    assert fault({"out": 1e-2}, True, torch.bfloat16) is None
+    assert fault({"out": 1e-2}, True, torch.float32) is not None
+
+
+def test_worst():
+    assert worst({"a": 1.0, "b": 2.0}) == 2.0
+    assert math.isnan(worst({"a": math.nan, "b": 2.0}))

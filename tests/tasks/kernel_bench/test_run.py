@@ -1,0 +1,249 @@
+"""The program, from a config to records: what is recorded of systems that run, and of those that do not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+import tasks.kernel_bench.run as program
+from tasks.__main__ import main
+from tasks.config import CONFIGS, Experiment, load_experiment
+from tasks.kernel_bench.run import PROGRAMS
+from tasks.kernel_bench.timing import PIECES
+from tasks.programs import Context
+from tasks.records import read_records, records_path
+from tasks.render import render_experiment
+from tasks.render.metrics import load_metrics
+from tasks.runner import DONE, SKIPPED, Options, run_experiment
+
+SPARSITIES = ("block_sparsity", "block_sparsity_16", "block_sparsity_64", "block_sparsity_128")
+METRICS = (*PIECES, "speedup", "peak_mib", "first_call_s", "rel_err", *SPARSITIES)
+ON_GPU = torch.cuda.is_available()
+
+
+@pytest.fixture
+def make(tmp_path: Path, plain: Callable[..., dict]) -> Callable[..., Experiment]:
+    """Write a config outside the tree with tiny settings, and load it."""
+
+    def write(**changes: Any) -> Experiment:
+        config = yaml.safe_load((CONFIGS / "adasplash2/figure_runtime.yaml").read_text(encoding="utf-8"))
+        values = plain(**changes)
+        config |= {"experiment": "here/tiny", "common": values, "scales": {"smoke": {}, "lab": {}, "paper": {}},
+                   "systems": {name: name for name in values["measure"]}, "reported": None}  # fmt: skip
+        path = tmp_path / "tiny.yaml"
+        path.write_text(yaml.safe_dump(config), encoding="utf-8")
+        return load_experiment(path)
+
+    return write
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> Options:
+    return Options("smoke", results=tmp_path / "results")
+
+
+@pytest.fixture
+def measure(make, options) -> Callable[..., dict]:
+    """Run an experiment of one length; return its records by system and metric."""
+
+    def run(*systems: str, **changes: Any) -> dict:
+        changes = {"inputs": {"n": [8]}, "relative_to": None} | changes
+        experiment = make(measure=list(systems), **changes)
+        assert run_experiment(experiment, options).state == DONE
+        found = records(experiment, options)
+        return {(r.system, r.metric): r for r in found}
+
+    return run
+
+
+def records(experiment: Experiment, options: Options) -> list:
+    return read_records(records_path(options.results, experiment.id, options.scale))
+
+
+def test_the_smoke_run(tmp_path, capsys):
+    """The real config through the command line, with the kernels in Triton's interpreter where there is no GPU."""
+    config = CONFIGS / "adasplash2" / "figure_runtime.yaml"
+    assert main(["run", str(config), "--scale", "smoke", "--results", str(tmp_path), "--no-render"]) == 0
+    experiment = load_experiment(config)
+    found = read_records(records_path(tmp_path, experiment.id, "smoke"))
+    assert {(r.system, r.params["n"], r.metric) for r in found} == {
+        ("adasplash", n, m) for n in (32, 64) for m in METRICS if m != "block_sparsity_64"}  # fmt: skip
+    for record in found:
+        assert {"b", "h", "h_kv", "n", "d", "dtype", "causal", "alpha", "data", "query_scale"} <= set(record.params)
+        assert (record.unit or None) == load_metrics()[record.metric].unit
+        assert record.status == ("not_applicable" if record.metric == "peak_mib" and not ON_GPU else "ok")
+        if record.metric in PIECES:
+            assert record.value > 0 and set(record.stats) == {"n", "min", "q1", "q3", "max", "std"}
+            assert record.params["statistic"] == "median"
+        if record.metric == "speedup":
+            assert (record.value, record.params["relative_to"]) == (1.0, "adasplash")
+        if record.metric == "rel_err":
+            assert set(record.stats) == {"out", "dq", "dk", "dv"} and record.value == max(record.stats.values()) < 1e-3
+            assert (record.params["checked_rows"], record.params["checked_gradient_heads"]) == (record.params["n"], 1)
+        if record.metric == "block_sparsity":
+            assert 0 <= record.value <= 100 and record.params["tile"] == [64, 64]
+    files = render_experiment(experiment, tmp_path, lambda e: True)
+    table = next(f for f in files if f.suffix == ".md").read_text(encoding="utf-8")
+    assert "AdaSplash" in table and "several measurements" not in table
+
+
+def test_every_system_has_its_numbers(measure):
+    found = measure("sort_torch", "bisection_torch", relative_to="bisection_torch", solver={
+        "bisection_torch": {"iterations": 12}}, timing={"repeats": 3, "statistic": "mean"})  # fmt: skip
+    assert set(found) == {(s, m) for s in ("sort_torch", "bisection_torch") for m in METRICS}
+    sort, bisection = (found[s, "fwd_bwd_ms"] for s in ("sort_torch", "bisection_torch"))
+    assert found["sort_torch", "speedup"].value == pytest.approx(bisection.value / sort.value)
+    assert found["bisection_torch", "speedup"].value == 1.0
+    assert (bisection.params["iterations"], "iterations" in sort.params) == (12, False)
+    assert bisection.stats["n"] == 3
+    for metric in SPARSITIES:  # it describes the inputs
+        assert found["sort_torch", metric].value == found["bisection_torch", metric].value
+    assert found["sort_torch", "block_sparsity"].params["tile"] == [2, 4]
+
+
+def test_query_scales_are_cases_of_their_own(make, options):
+    experiment = make(measure=["sort_torch"], inputs={"n": [32], "query_scale": [1, 8]})
+    run_experiment(experiment, options)
+    sparsity = {r.params["query_scale"]: r.value for r in records(experiment, options) if r.metric == "block_sparsity"}
+    assert set(sparsity) == {1.0, 8.0}
+    assert sparsity[8.0] > sparsity[1.0]
+
+
+@pytest.mark.parametrize(
+    ("system", "status", "reason"),
+    [
+        ("broken", "failed", "RuntimeError: went wrong second line"),
+        ("unfit", "not_applicable", "takes no such thing"),
+        ("unwritten", "not_applicable", "not written yet"),
+        ("not_installed", "not_applicable", "No module named 'x'"),
+        ("out_of_memory", "oom", "out of memory: CUDA out of memory"),
+    ],
+)
+def test_a_system_that_does_not_run_stops_no_other(system, status, reason, measure, capsys):
+    found = measure(system, "sort_torch", relative_to=system)
+    for metric in (*PIECES, "speedup", "peak_mib", "first_call_s", "rel_err"):
+        record = found[system, metric]
+        assert (record.value, record.status, record.params["reason"]) == (None, status, reason)
+    assert found["sort_torch", "fwd_ms"].status == "ok"
+    assert found["sort_torch", "speedup"].params["reason"] == f"{system} has no time here"
+    lines = [line for line in capsys.readouterr().out.splitlines() if reason in line]
+    assert lines == [f"  {system}, n = 8: no speed recorded: {reason}"]
+
+
+@pytest.mark.parametrize("system", ["wrong", "wrong_gradient", "not_finite"])
+def test_a_wrong_system_gets_no_speed(system, measure, capsys):
+    found = measure(system, "right", relative_to="right")
+    for metric in (*PIECES, "speedup", "peak_mib"):
+        record = found[system, metric]
+        assert (record.value, record.status) == (None, "failed")
+        assert record.params["reason"].startswith("wrong result: ")
+    error = found[system, "rel_err"]
+    if system == "not_finite":
+        assert (error.value, error.status) == (None, "failed")
+    else:
+        assert error.status == "ok" and error.value == max(error.stats.values()) > 0.05
+    assert found["right", "fwd_ms"].status == "ok"
+    assert f"{system}, n = 8: no speed recorded: wrong result: " in capsys.readouterr().out
+
+
+def test_a_system_that_runs_out_of_memory_while_timed(measure, capsys):
+    """What its first call showed stays; the others are timed to the end."""
+    found = measure("late", "sort_torch", relative_to="sort_torch", timing={"warmup": 1, "repeats": 4})
+    for metric in (*PIECES, "speedup"):
+        assert (found["late", metric].value, found["late", metric].status) == (None, "oom")
+    assert found["late", "rel_err"].status == found["late", "first_call_s"].status == "ok"
+    assert found["sort_torch", "fwd_ms"].stats["n"] == 4
+    assert "late, n = 8: no speed recorded: out of memory" in capsys.readouterr().out
+
+
+def test_softmax_has_no_sparsity(measure):
+    found = measure("fa2", "sort_torch")
+    for metric in SPARSITIES:
+        record = found["fa2", metric]
+        assert (record.status, record.params["reason"]) == ("not_applicable", "no weight of softmax is zero")
+    assert found["fa2", "rel_err"].params["alpha"] == 1.0
+
+
+def test_a_killed_run_goes_on_with_the_next_case(make, options, monkeypatch):
+    experiment = make(measure=["sort_torch", "bisection_torch"], inputs={"n": [8, 16]})
+    real = program.SideBySide
+    begun = []
+
+    def stops_at_16(case, *arguments):
+        begun.append(case.n)
+        if case.n == 16 and begun.count(16) == 1:
+            raise KeyboardInterrupt
+        return real(case, *arguments)
+
+    monkeypatch.setattr(program, "SideBySide", stops_at_16)
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(experiment, options)
+    assert {(r.system, r.params["n"]) for r in records(experiment, options)} == {("sort_torch", 8),
+                                                                               ("bisection_torch", 8)}  # fmt: skip
+    outcome = run_experiment(experiment, options)
+    assert (outcome.state, outcome.detail) == (DONE, "jobs run: 2, up to date: 2")
+    assert begun == [8, 16, 16]  # once a case, whatever the number of systems
+    assert run_experiment(experiment, options).state == SKIPPED
+    assert len(records(experiment, options)) == 4 * len(METRICS)
+
+
+def test_a_wrong_system_is_tried_again_without_timing_the_others(make, options, monkeypatch):
+    experiment = make(measure=["right", "wrong"], relative_to="right", inputs={"n": [8]})
+    run_experiment(experiment, options)
+    monkeypatch.setattr("tasks.kernel_bench.side_by_side.interleave", lambda *a, **k: pytest.fail("timed"))
+    outcome = run_experiment(experiment, options)
+    assert outcome.detail == "jobs run: 1, up to date: 1"
+
+
+def test_force_measures_anew(make, options, monkeypatch):
+    experiment = make(measure=["sort_torch"], relative_to=None, inputs={"n": [8]})
+    run_experiment(experiment, options)
+    assert program._current is None  # no tensors are kept
+    assert run_experiment(experiment, Options("smoke", results=options.results, force=True)).state == DONE
+    first, second = ([r.value for r in records(experiment, options) if r.metric == m] for m in ("rel_err", "fwd_ms"))
+    assert first[0] == first[1] and len(second) == 2
+
+
+def test_obstacle(settings, monkeypatch):
+    obstacle = PROGRAMS["attention_speed"].obstacle
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert obstacle(settings(), None) is None
+    assert obstacle(settings(inputs={"n": [65536]}), None) == "needs a GPU: 9e+09 pairs of a query and a key"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert obstacle(settings(inputs={"n": [65536]}), None) is None
+
+
+def test_identity_names_the_published_package(settings, monkeypatch):
+    identity = PROGRAMS["attention_speed"].identity
+    monkeypatch.setattr("tasks.kernel_bench.published.installed", lambda: "0.2.2")
+    assert identity(settings(), None) == {}
+    assert identity(settings(measure=["sort_torch", "adasplash_pypi_v1"]), None) == {"adasplash": "0.2.2"}
+
+
+def test_parameters_are_the_same_in_every_run(make, options):
+    """What differs between runs of one config goes into stats, or the tables would take them for other settings."""
+    experiment = make(measure=["sort_torch"], inputs={"n": [8]})
+    for _ in range(2):
+        run_experiment(experiment, Options("smoke", results=options.results, force=True))
+    spelled = [json.dumps([r.metric, r.params], sort_keys=True) for r in records(experiment, options)]
+    half = len(spelled) // 2
+    assert spelled[:half] == spelled[half:]
+
+
+def test_a_context_of_its_own(settings, tmp_path, said):
+    """Two runs in one process share nothing, though their settings are equal."""
+    wanted = settings(inputs={"n": [8]})
+    job = PROGRAMS["attention_speed"].jobs(wanted)[0]
+    assert str(job) == "sort_torch, n = 8"
+    program.attention_speed(job, wanted, Context(tmp_path, None, said.append))
+    first = program._current
+    other = PROGRAMS["attention_speed"].jobs(wanted)[1]
+    program.attention_speed(other, wanted, Context(tmp_path, None, said.append))
+    assert first is not None and program._current is not first
+    program._current = None
