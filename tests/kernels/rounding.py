@@ -96,6 +96,7 @@ def independent_errors(at: ClosedForm, moved: ClosedForm, dtype: torch.dtype) ->
         delta_error = unit**2 * (at.delta.abs() + _squares(at.upstream * at.out2).sqrt()) ** 2  # one for all of a row
         ds_error = rounded(at.ds, moved.ds) + u2 * dp_error
         slope_error = slope2 * dp_error + (8 * FLOAT32 * at.centred) ** 2 * slope2
+        slope_error = slope_error + (moved.centred * moved.slope - at.centred * at.slope) ** 2
         errors |= {
             "dq": at.scale**2 * (ds_error @ _squares(at.k) + delta_error * _squares(at.u @ at.k)),
             "dk": at.scale**2 * ((ds_error + u2 * delta_error).mT @ _squares(at.q)),
