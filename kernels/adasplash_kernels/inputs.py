@@ -62,7 +62,7 @@ class Sizes(NamedTuple):
         left, right: keys a query sees before and after its own position.
         slope_batch, alpha_head: pitches of the slopes and of alpha; 0 where all share one.
         q_batch, q_head, q_row, k_batch, ..., v_row: pitches in elements.
-        query_entries, key_entries: pitches of the lists of columns.
+        query_lists, key_lists: pitches of a head's lists of columns.
         first_head: the head, counted over the batch, that the grid starts with.
         scale: factor on q.k.
     """
@@ -84,8 +84,8 @@ class Sizes(NamedTuple):
     v_batch: int
     v_head: int
     v_row: int
-    query_entries: int
-    key_entries: int
+    query_lists: int
+    key_lists: int
     first_head: int
     scale: float
 
@@ -124,5 +124,5 @@ def open_sizes(x, size):
         pitch(size.q_batch, x.ALIGNED), pitch(size.q_head, x.ALIGNED), pitch(size.q_row, x.ALIGNED),
         pitch(size.k_batch, x.ALIGNED), pitch(size.k_head, x.ALIGNED), pitch(size.k_row, x.ALIGNED),
         pitch(size.v_batch, x.ALIGNED), pitch(size.v_head, x.ALIGNED), pitch(size.v_row, x.ALIGNED),
-        opened(size.query_entries), opened(size.key_entries), opened(size.first_head), size.scale,
+        opened(size.query_lists), opened(size.key_lists), opened(size.first_head), size.scale,
     )  # fmt: skip

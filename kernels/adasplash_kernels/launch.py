@@ -20,11 +20,11 @@ from .thresholds.group_maxima import bound_kernel, listed_kernel
 from .thresholds.halley import halley_kernel
 from .thresholds.histogram import histogram_kernel
 from .thresholds.refine import MAX_ITERATIONS
-from .worklists.columns import WORD, compact_kernel, emit_kernel
+from .worklists.columns import WORD, compact_kernel, count_kernel, emit_kernel, share_kernel
 from .worklists.tiles import transpose, words
 from .worklists.walk import HEADER
 
-MAX_ENTRIES = 4096  # of a list of columns; a longer one would save little, and take the memory of dense attention
+ENTRIES = 2560  # of a list of columns, on average over the blocks of a head: about the memory of dense attention
 WORKSPACE = 2**27  # bytes of bits of columns, and of lists of queries, that exist at once; at least those of one head
 INTERPRETED = not isinstance(output_kernel, triton.JITFunction)
 
@@ -85,22 +85,16 @@ def choose_column_tiles(head_dim: int, dtype: torch.dtype) -> ColumnTiles:
         return ColumnTiles(Tiles(16, 32, 1), 16, Tiles(32, 32, 1), Tiles(16, 32, 1))
     if dtype == torch.float32:
         return ColumnTiles(Tiles(32, 64, 8, 1), 32, Tiles(64, 32, 8, 1), Tiles(32, 32, 8, 1))
+    if head_dim <= 64:
+        return ColumnTiles(Tiles(128, 64, 8, 3), 32, Tiles(128, 64, 4, 3), Tiles(64, 128, 4, 3))
     if head_dim <= 128:
         return ColumnTiles(Tiles(128, 128, 8, 3), 32, Tiles(128, 64, 4, 3), Tiles(64, 128, 4, 3))
     return ColumnTiles(Tiles(64, 64, 4, 2), 32, Tiles(64, 64, 4, 2), Tiles(64, 32, 8, 1))
 
 
-def list_entries(n: int) -> int:
-    """Return how many numbers a list of columns takes, among ``n`` rows: a header and up to MAX_ENTRIES entries."""
-    return HEADER.value + min(MAX_ENTRIES, triton.cdiv(n, 4) * 4)
-
-
-def bound_stride(n_k: int) -> int:
-    """Return of every how many tiles of keys one is looked at for the bound.
-
-    Fewer tiles make a lower bound, and about as many times more keys to visit: worth it where lists are short anyway.
-    """
-    return 1 if n_k < 32768 else 2 if n_k < 131072 else 3
+def column_list_size(blocks: int, n: int) -> int:
+    """Return how many numbers a head's lists of columns take: ``blocks`` headers, and the pool, among ``n`` rows."""
+    return blocks * (HEADER.value + torch.sym_min(ENTRIES, n))
 
 
 @dataclass(frozen=True)
@@ -166,7 +160,7 @@ class Problem:
             q.shape[1], q.shape[1] // k.shape[1], q.shape[2], k.shape[2], min(self.left, UNLIMITED),
             min(self.right, UNLIMITED), slopes.stride(0) if slopes is not None and slopes.ndim == 2 else 0,
             1 if self.alpha.numel() > 1 else 0, *_pitches(q), *_pitches(k), *_pitches(v),
-            list_entries(k.shape[2]), list_entries(q.shape[2]), 0,
+            column_list_size(self.query_blocks, k.shape[2]), column_list_size(self.key_blocks, q.shape[2]), 0,
         )  # fmt: skip
         return Sizes(*(sealed(n) for n in numbers), self.scale)
 
@@ -220,6 +214,10 @@ class Problem:
         """Launch options."""
         return {"num_warps": self.tiles.num_warps, "num_stages": self.tiles.num_stages}
 
+    def visit_options(self, lists: str | None) -> dict[str, int]:
+        """Launch options of output and gradients; a third stage does not pay where rows are gathered."""
+        return self.options | ({"num_stages": min(self.tiles.num_stages, 2)} if lists == "columns" else {})
+
 
 def _pitches(x: Tensor) -> tuple[int, ...]:
     """Return the strides of batch, head and row; 0 where there is one only and its stride may be anything."""
@@ -270,51 +268,39 @@ def column_lists(problem: Problem, max_iterations: int = MAX_ITERATIONS) -> tupl
     if problem.alpha_kind == "1" or problem.scores is not None:  # softmax has no zeros; stored scores need no list
         return _threshold(halley_kernel, problem, False, max_iterations)
     tiles = choose_column_tiles(q.shape[3], q.dtype)
-    coarse = problem.retiled(tiles.bound)
     floor = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
-    stride = bound_stride(n_k)
-    top = torch.empty_like(floor) if stride == 1 else None
-    bound_kernel[coarse.pair_grid()](
-        coarse.inputs(), coarse.sizes(), floor, top, stride, tiles.groups, **coarse.options
-    )
+    coarse = problem.retiled(tiles.bound)
+    bound_kernel[coarse.pair_grid()](coarse.inputs(), coarse.sizes(), floor, tiles.groups, **coarse.options)
 
-    coarse = problem.retiled(tiles.emit)
+    coarse, block_m = problem.retiled(tiles.emit), problem.tiles.block_m
     blocks, words_each = problem.query_blocks, triton.cdiv(n_k, WORD)
-    lists = torch.empty(q.shape[0] * q.shape[1], blocks, list_entries(n_k), dtype=torch.int32, device=q.device)
+    lists = torch.empty(problem.heads, column_list_size(blocks, n_k), dtype=torch.int32, device=q.device)
     for start, count in problem.head_chunks(2 * blocks * words_each):
         bits = torch.empty(count, blocks, words_each, dtype=torch.int16, device=q.device)
-        emit_kernel[coarse.pair_grid(count)](
-            coarse.inputs(),
-            coarse.sizes(start),
-            floor,
-            bits,
-            blocks,
-            words_each,
-            problem.tiles.block_m,
-            **coarse.options,
-        )
+        inputs, sizes = coarse.inputs(), coarse.sizes(start)
+        emit_kernel[coarse.pair_grid(count)](inputs, sizes, floor, bits, blocks, words_each, block_m, **coarse.options)
         _compact(problem, bits, lists[start : start + count], start, keys=False)
+
     theta = torch.empty_like(floor)
     wide = problem.retiled(tiles.solve)
-    listed_kernel[wide.query_grid()](
-        wide.inputs("columns", query_tiles=lists), wide.sizes(), floor, top, theta, max_iterations, **wide.options
-    )
+    inputs, sizes = wide.inputs("columns", query_tiles=lists), wide.sizes()
+    listed_kernel[wide.query_grid()](inputs, sizes, floor, theta, max_iterations, **wide.options)
     return theta, lists
 
 
 def _compact(problem: Problem, bits: Tensor, lists: Tensor, first_head: int, keys: bool) -> None:
-    """Write the lists of columns (heads, blocks, entries) int32 that bits (heads, blocks, words) int16 stand for.
+    """Write the lists of columns (heads, numbers) int32 that bits (heads, blocks, words) int16 stand for.
 
     Args:
         first_head: the head, counted over the batch, that they start with.
         keys: whether the blocks are of keys and the entries are queries.
     """
-    heads, blocks, words_each = bits.shape
-    pitch = lists.shape[2]
-    compact_kernel[(heads * blocks,)](
-        problem.inputs(), problem.sizes(first_head), bits, lists, blocks, words_each, pitch - HEADER.value, pitch, keys,
-        num_warps=4,
-    )  # fmt: skip
+    (heads, blocks, words_each), pitch = bits.shape, lists.shape[1]
+    inputs, sizes, grid = problem.inputs(), problem.sizes(first_head), (heads * blocks,)
+    count_kernel[grid](inputs, sizes, bits, lists, blocks, words_each, pitch, keys, num_warps=1)
+    chunk = 32 if INTERPRETED else 1024
+    share_kernel[(heads,)](lists, blocks, pitch, pitch - HEADER.value * blocks, chunk, num_warps=4)
+    compact_kernel[grid](inputs, sizes, bits, lists, blocks, words_each, pitch, keys, num_warps=1)
 
 
 def threshold(method: str, problem: Problem) -> tuple[Tensor, Tensor | None]:
@@ -336,8 +322,9 @@ def forward_output(
     q = problem.q
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     out2 = torch.empty(q.shape, dtype=q.dtype, device=q.device) if need_out2 else None
-    inputs = problem.inputs(kind_of_lists(method, lists), query_tiles=lists)
-    output_kernel[problem.query_grid()](inputs, problem.sizes(), theta, out, out2, **problem.options)
+    kind = kind_of_lists(method, lists)
+    inputs, options = problem.inputs(kind, query_tiles=lists), problem.visit_options(kind)
+    output_kernel[problem.query_grid()](inputs, problem.sizes(), theta, out, out2, **options)
     return out, out2
 
 
@@ -350,8 +337,8 @@ def backward_gradients(
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
     d_alpha = torch.empty_like(theta) if need_alpha else None
     up = Upstream(theta, delta, d_out, *(sealed(n) for n in _pitches(d_out)), _aligned(d_out))
-    kind, options = kind_of_lists(method, lists), problem.options
-    inputs = problem.inputs(kind, query_tiles=lists)
+    kind = kind_of_lists(method, lists)
+    inputs, options = problem.inputs(kind, query_tiles=lists), problem.visit_options(kind)
     if kind != "columns":
         sizes = problem.sizes()
         grad_query_kernel[problem.query_grid()](inputs, sizes, up, out2, dq, d_alpha, None, **options)
@@ -359,12 +346,13 @@ def backward_gradients(
         keyed = problem.inputs(kind, key_tiles=key_tiles)
         grad_key_value_kernel[problem.key_grid()](keyed, sizes, up, dk, dv, **options)
         return dq, dk, dv, d_alpha
-    words_each, entries = words(q.shape[2]), list_entries(q.shape[2])
-    for start, count in problem.head_chunks(4 * problem.key_blocks * (words_each + entries)):
+    blocks, words_each = problem.key_blocks, words(q.shape[2])
+    size = column_list_size(blocks, q.shape[2])
+    for start, count in problem.head_chunks(4 * (blocks * words_each + size)):
         sizes = problem.sizes(start)
-        used = torch.zeros(count, problem.key_blocks, words_each, dtype=torch.int32, device=q.device)
+        used = torch.zeros(count, blocks, words_each, dtype=torch.int32, device=q.device)
         grad_query_kernel[problem.query_grid(count)](inputs, sizes, up, out2, dq, d_alpha, used, **options)
-        key_tiles = torch.empty(count, problem.key_blocks, entries, dtype=torch.int32, device=q.device)
+        key_tiles = torch.empty(count, size, dtype=torch.int32, device=q.device)
         _compact(problem, used.view(torch.int16), key_tiles, start, keys=True)
         keyed = problem.inputs(kind, key_tiles=key_tiles)
         grad_key_value_kernel[problem.key_grid(count)](keyed, sizes, up, dk, dv, **options)

@@ -34,7 +34,7 @@ def forward(
 
     Returns:
         O; O2, empty unless a backward pass will follow; theta (B, H, N_q) float32; the work lists
-        (B * H, query blocks, words or entries) int32, empty without any or without a backward pass.
+        (B * H, ...) int32, empty without any or without a backward pass.
     """
     problem = launch.Problem(q, k, v, alpha, alpha_kind, scale, left, right, alibi_slopes, key_starts, key_lengths,
                              cu_seqlens_q, cu_seqlens_k)  # fmt: skip
@@ -62,9 +62,11 @@ def _fake_forward(
     lists = _no_lists(q)
     if need_backward and THRESHOLDS[method].lists and alpha_kind != "1":
         tiles = launch.choose_tiles(q.shape[3], q.dtype)
-        columns = THRESHOLDS[method].lists == "columns"
-        size = launch.list_entries(n_k) if columns else words(-(-n_k // tiles.block_n))
-        lists = torch.empty((batch * heads, -(-n_q // tiles.block_m), size), dtype=torch.int32, device=q.device)
+        blocks = -(-n_q // tiles.block_m)
+        shape = (batch * heads, blocks, words(-(-n_k // tiles.block_n)))
+        if THRESHOLDS[method].lists == "columns":
+            shape = (batch * heads, launch.column_list_size(blocks, n_k))
+        lists = torch.empty(shape, dtype=torch.int32, device=q.device)
     out2 = torch.empty(q.shape if need_backward else (0,), dtype=q.dtype, device=q.device)
     theta = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
     return torch.empty(q.shape, dtype=q.dtype, device=q.device), out2, theta, lists

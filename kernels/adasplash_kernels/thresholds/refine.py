@@ -81,7 +81,7 @@ def _step(theta, low, high, total, slope, curve, a, tolerance, ALPHA: tl.constex
 
 
 @triton.jit
-def _last_step(a, ALPHA: tl.constexpr):
+def last_step(a, ALPHA: tl.constexpr):
     """Return how large a step may be that needs no other after it, as far as changes of the support go.
 
     A weight that enters or leaves the support on the way is at most (a step)^(1/a), and there may be 10^5 of them tied:
@@ -108,7 +108,7 @@ def refine(x, size, at, q, walk, a, empty, low, high, theta, marks, max_iteratio
             be in the support. None for no mask.
         NORM: step on the norm of the weights (AdaSplash-2) or on their sum, as AdaSplash does.
     """
-    tolerance = tl.maximum(_last_step(a, x.ALPHA), 1.2e-7 * tl.abs(low))  # what is left is below float32's resolution
+    tolerance = tl.maximum(last_step(a, x.ALPHA), 1.2e-7 * tl.abs(low))  # what is left is below float32's resolution
     reach = high - low
     real = (at.rows < size.n_q) & (~empty)
     floor = theta

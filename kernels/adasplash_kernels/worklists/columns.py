@@ -8,7 +8,9 @@ query's threshold. Then ``compact_kernel`` turns bits into row numbers.
 The gradients of keys and values walk the transpose: for each block of keys, the queries that use any of them. Its bits
 are set while the gradient of queries is computed, and compacted by the same kernel.
 
-A list that overflows says so, and its block visits all tiles: as exact, only slower.
+The lists of a head share one pool, each taking what it needs, so that the long ones of a few blocks need not fit into
+an even share. A block whose list would save little, or finds the pool used up, visits all tiles instead: as exact, only
+slower. All this is decided on the device and does not depend on the order in which programs run.
 """
 
 from __future__ import annotations
@@ -39,8 +41,10 @@ def _pack(flags):
 def _edge(x, size, at, floor_in, a):
     """Return the score that a query's support is above at the least."""
     floor = load_theta(floor_in, size, at)
+    none = floor == float("inf")
+    floor = tl.where(none, 0.0, floor)
     # a few units in the last place lower: products may round differently here and in the solve
-    return floor - 1.0 / a - 4e-7 * (tl.abs(floor) + 1.0 / a)
+    return tl.where(none, float("inf"), floor - 1.0 / a - 4e-7 * (tl.abs(floor) + 1.0 / a))
 
 
 @triton.jit
@@ -99,22 +103,12 @@ def mark_queries(x, size, at, used, keys, p):
     tl.atomic_or(start + place, value, mask=(value != 0) & (keys < size.n_k)[None, :], sem="relaxed")
 
 
-@triton.jit(do_not_specialize=["blocks", "words", "capacity", "pitch"])
-def compact_kernel(x, size, bits, lists, blocks, words, capacity, pitch, KEYS: tl.constexpr):
-    """Turn the bits of one block into a list of the rows they stand for, ascending.
-
-    A list is a header, then the entries: how many there are, or -1 for more than ``capacity``; how many are below the
-    range that needs no mask (see walk.py), and how many below its end.
-
-    Args:
-        bits: (heads of this launch, blocks, words) int16.
-        lists: (heads of this launch, blocks, pitch) int32.
-        KEYS: whether blocks are of keys and entries are queries; else the other way round.
-    """
-    size = open_sizes(x, size)
-    head_index = tl.program_id(0) // blocks
+@triton.jit
+def _block_span(x, size, blocks, KEYS: tl.constexpr):
+    """Return this program's head and block, its words of bits, and the range of rows that needs no mask."""
+    head = tl.program_id(0) // blocks
     index = tl.program_id(0) % blocks
-    batch = (size.first_head + head_index) // size.heads
+    batch = (size.first_head + head) // size.heads
     if KEYS:
         low, high, _position = key_span(x, size, batch, index * x.BLOCK_N + tl.arange(0, x.BLOCK_N))
         first, last = tile_range(low, high, x.BLOCK_M)
@@ -124,27 +118,76 @@ def compact_kernel(x, size, bits, lists, blocks, words, capacity, pitch, KEYS: t
         first, last = tile_range(low, high, x.BLOCK_N)
         words_each: tl.constexpr = x.BLOCK_N // _WORD
     inner_low, inner_high = inner_range(low, high)
-    row = head_index.to(tl.int64) * blocks + index
-    entries = lists + row * pitch + HEADER
-    count = 0
+    return head.to(tl.int64), index, first * words_each, last * words_each, inner_low, inner_high
+
+
+@triton.jit(do_not_specialize=["blocks", "words", "pitch"])
+def count_kernel(x, size, bits, lists, blocks, words, pitch, KEYS: tl.constexpr):
+    """Write the header of one block's list: how many entries; how many of them are below the range that needs no mask
+    (see walk.py), and how many below its end.
+
+    Args:
+        bits: (heads of this launch, blocks, words) int16.
+        lists: (heads of this launch, pitch) int32: the headers, then the pool.
+        KEYS: whether blocks are of keys and entries are queries; else the other way round.
+    """
+    size = open_sizes(x, size)
+    head, index, begin, end, inner_low, inner_high = _block_span(x, size, blocks, KEYS)
+    row = bits + (head * blocks + index) * words
+    end = tl.minimum(end, words)
+    count = tl.zeros((_CHUNK,), tl.int32)
     below = tl.zeros((_CHUNK,), tl.int32)
     inner = tl.zeros((_CHUNK,), tl.int32)
-    end = tl.minimum(last * words_each, words)
-    for start in range(first * words_each, end, _CHUNK):
+    for start in range(begin, end, _CHUNK):
         word = start + tl.arange(0, _CHUNK)
-        value = tl.load(bits + row * words + word, mask=word < end, other=0).to(tl.int32)
-        total = tl.zeros((_CHUNK,), tl.int32)
-        for i in tl.static_range(_WORD):
-            total += (value >> i) & 1
-        to = count + tl.cumsum(total, 0) - total
-        count += tl.sum(total, 0)
+        value = tl.load(row + word, mask=word < end, other=0).to(tl.int32)
         for i in tl.static_range(_WORD):
             bit = (value >> i) & 1
-            entry = word * _WORD + i
-            tl.store(entries + to, entry, mask=(bit > 0) & (to < capacity))
+            count += bit
+            below += tl.where(word * _WORD + i < inner_low, bit, 0)
+            inner += tl.where(word * _WORD + i < inner_high, bit, 0)
+    header = lists + head * pitch + index * HEADER
+    entries = tl.sum(count, 0)
+    # gathering more than about two thirds of the rows costs more than visiting them all
+    tl.store(header, tl.where(3 * entries > (end - begin) * (2 * _WORD), -1, entries))
+    tl.store(header + 1, tl.sum(below, 0))
+    tl.store(header + 2, tl.sum(inner, 0))
+
+
+@triton.jit(do_not_specialize=["blocks", "pitch", "pool"])
+def share_kernel(lists, blocks, pitch, pool, CHUNK: tl.constexpr):
+    """Say where each list of a head starts in the pool, or -1 for its count where it does not fit."""
+    header = lists + tl.program_id(0).to(tl.int64) * pitch
+    taken = 0
+    for start in range(0, blocks, CHUNK):
+        block = start + tl.arange(0, CHUNK)
+        count = tl.load(header + block * HEADER, mask=block < blocks, other=0)
+        wanted = tl.maximum(count, 0)
+        until = taken + tl.cumsum(wanted, 0)
+        tl.store(header + block * HEADER, tl.where(until > pool, -1, count), mask=block < blocks)
+        tl.store(header + block * HEADER + 3, until - wanted, mask=block < blocks)
+        taken = tl.minimum(taken + tl.sum(wanted, 0), pool + 1)  # no sum past 2^31, and nothing fits after
+
+
+@triton.jit(do_not_specialize=["blocks", "words", "pitch"])
+def compact_kernel(x, size, bits, lists, blocks, words, pitch, KEYS: tl.constexpr):
+    """Write the entries of one block's list, ascending, where its header says; arguments as for ``count_kernel``."""
+    size = open_sizes(x, size)
+    head, index, begin, end, _inner_low, _inner_high = _block_span(x, size, blocks, KEYS)
+    row = bits + (head * blocks + index) * words
+    header = lists + head * pitch + index * HEADER
+    entries = lists + head * pitch + blocks * HEADER + tl.load(header + 3)
+    end = tl.where(tl.load(header) > 0, tl.minimum(end, words), begin)
+    before = 0
+    for start in range(begin, end, _CHUNK):
+        word = start + tl.arange(0, _CHUNK)
+        value = tl.load(row + word, mask=word < end, other=0).to(tl.int32)
+        count = tl.zeros((_CHUNK,), tl.int32)
+        for i in tl.static_range(_WORD):
+            count += (value >> i) & 1
+        to = before + tl.cumsum(count, 0) - count
+        before += tl.sum(count, 0)
+        for i in tl.static_range(_WORD):
+            bit = (value >> i) & 1
+            tl.store(entries + to, word * _WORD + i, mask=bit > 0)
             to += bit
-            below += tl.where(entry < inner_low, bit, 0)
-            inner += tl.where(entry < inner_high, bit, 0)
-    tl.store(entries - HEADER, tl.where(count > capacity, -1, count))
-    tl.store(entries - HEADER + 1, tl.sum(below, 0))
-    tl.store(entries - HEADER + 2, tl.sum(inner, 0))

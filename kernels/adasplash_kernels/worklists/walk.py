@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-HEADER = tl.constexpr(4)  # numbers before the entries of a list of columns
+HEADER = tl.constexpr(4)  # numbers that a list of columns has before the pool of entries; see columns.py
 _NOWHERE = tl.constexpr(1 << 30)  # past the end of every sequence
 
 
@@ -20,7 +20,7 @@ class Walk(NamedTuple):
     """A work list of one block.
 
     Attributes:
-        start: where it is in memory; 0 without a list.
+        start: where it is in memory, its entries for a list of columns; 0 without a list.
         first, last: tiles to visit, for a list of columns tiles of its entries.
         inner_low, inner_high: tiles between need no mask, counted in rows, or in entries.
         count: number of entries of a list of columns; -1 if it overflowed and all tiles are to be visited.
@@ -41,18 +41,25 @@ def all_tiles(at):
 
 
 @triton.jit
-def open_list(start, at, BLOCK: tl.constexpr, LISTS: tl.constexpr):
-    """Return the walk of a block along its list; BLOCK is the size of a tile on the side that the list is about."""
-    if LISTS == "columns":
-        count = tl.load(start)
-        listed = count >= 0
-        first = tl.where(listed, 0, at.first)
-        last = tl.where(listed, (count + BLOCK - 1) // BLOCK, at.last)
-        inner_low = tl.where(listed, tl.load(start + 1), at.inner_low)
-        inner_high = tl.where(listed, tl.load(start + 2), at.inner_high)
-    else:
-        first, last, inner_low, inner_high, count = at.first, at.last, at.inner_low, at.inner_high, -1
-    return Walk(start, first, last, inner_low, inner_high, count)
+def tile_list(start, at):
+    """Return the walk of a block along its row of a bit mask of tiles."""
+    return Walk(start, at.first, at.last, at.inner_low, at.inner_high, -1)
+
+
+@triton.jit
+def column_list(head_lists, blocks, at, BLOCK: tl.constexpr):
+    """Return the walk of a block along its list of columns; BLOCK is the size of a tile on the side they are of."""
+    header = head_lists + at.index * HEADER
+    count = tl.load(header)
+    listed = count >= 0
+    return Walk(
+        head_lists + blocks * HEADER + tl.load(header + 3),
+        tl.where(listed, 0, at.first),
+        tl.where(listed, (count + BLOCK - 1) // BLOCK, at.last),
+        tl.where(listed, tl.load(header + 1), at.inner_low),
+        tl.where(listed, tl.load(header + 2), at.inner_high),
+        count,
+    )
 
 
 @triton.jit
@@ -72,24 +79,25 @@ def query_list(x, size, at):
     if x.LISTS == "all":
         walk = all_tiles(at)
     elif x.LISTS == "tiles":
-        walk = open_list(mask_row(x, size, at, x.query_tiles), at, x.BLOCK_N, x.LISTS)
+        walk = tile_list(mask_row(x, size, at, x.query_tiles), at)
     else:
-        row = at.head_index * tl.cdiv(size.n_q, x.BLOCK_M) + at.index
-        walk = open_list(x.query_tiles + row * size.query_entries, at, x.BLOCK_N, x.LISTS)
+        lists = x.query_tiles + at.head_index * size.query_lists
+        walk = column_list(lists, tl.cdiv(size.n_q, x.BLOCK_M), at, x.BLOCK_N)
     return walk
 
 
 @triton.jit
 def key_list(x, size, at, head):
     """Return the walk of a block of keys, along the queries of one of the heads that share them."""
-    row = (at.batch * size.heads + head - size.first_head) * tl.cdiv(size.n_k, x.BLOCK_N) + at.index
+    place = at.batch * size.heads + head - size.first_head
+    blocks = tl.cdiv(size.n_k, x.BLOCK_N)
     if x.LISTS == "all":
         walk = all_tiles(at)
     elif x.LISTS == "tiles":
-        start = x.key_tiles + row * tl.cdiv(tl.cdiv(size.n_q, x.BLOCK_M), 32)
-        walk = open_list(start, at, x.BLOCK_M, x.LISTS)
+        row = place * blocks + at.index
+        walk = tile_list(x.key_tiles + row * tl.cdiv(tl.cdiv(size.n_q, x.BLOCK_M), 32), at)
     else:
-        walk = open_list(x.key_tiles + row * size.key_entries, at, x.BLOCK_M, x.LISTS)
+        walk = column_list(x.key_tiles + place * size.key_lists, blocks, at, x.BLOCK_M)
     return walk
 
 
@@ -136,7 +144,7 @@ def members(walk, tile, BLOCK: tl.constexpr, LISTS: tl.constexpr):
     """Return the rows of the other side that a tile stands for, past every end where there are none."""
     rows = tile * BLOCK + tl.arange(0, BLOCK)
     if LISTS == "columns":
-        listed = tl.load(walk.start + HEADER + rows, mask=rows < walk.count, other=_NOWHERE)
+        listed = tl.load(walk.start + rows, mask=rows < walk.count, other=_NOWHERE)
         rows = tl.where(walk.count < 0, rows, listed)
     return rows
 
