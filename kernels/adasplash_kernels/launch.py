@@ -24,6 +24,7 @@ from .worklists.columns import WORD, compact_kernel, count_kernel, emit_kernel, 
 from .worklists.tiles import transpose, words
 from .worklists.walk import HEADER
 
+DENSEST = 2 / 3  # of the rows a block sees: to gather more costs about what visiting them all does
 ENTRIES = 2560  # of a list of columns, on average over the blocks of a head: about the memory of dense attention
 WORKSPACE = 2**27  # bytes of bits of columns, and of lists of queries, that exist at once; at least those of one head
 INTERPRETED = not isinstance(output_kernel, triton.JITFunction)
@@ -297,7 +298,7 @@ def _compact(problem: Problem, bits: Tensor, lists: Tensor, first_head: int, key
     """
     (heads, blocks, words_each), pitch = bits.shape, lists.shape[1]
     inputs, sizes, grid = problem.inputs(), problem.sizes(first_head), (heads * blocks,)
-    count_kernel[grid](inputs, sizes, bits, lists, blocks, words_each, pitch, keys, num_warps=1)
+    count_kernel[grid](inputs, sizes, bits, lists, blocks, words_each, pitch, DENSEST, keys, num_warps=1)
     chunk = 32 if INTERPRETED else 1024
     share_kernel[(heads,)](lists, blocks, pitch, pitch - HEADER.value * blocks, chunk, num_warps=4)
     compact_kernel[grid](inputs, sizes, bits, lists, blocks, words_each, pitch, keys, num_warps=1)

@@ -121,14 +121,15 @@ def _block_span(x, size, blocks, KEYS: tl.constexpr):
     return head.to(tl.int64), index, first * words_each, last * words_each, inner_low, inner_high
 
 
-@triton.jit(do_not_specialize=["blocks", "words", "pitch"])
-def count_kernel(x, size, bits, lists, blocks, words, pitch, KEYS: tl.constexpr):
+@triton.jit(do_not_specialize=["blocks", "words", "pitch", "densest"])
+def count_kernel(x, size, bits, lists, blocks, words, pitch, densest, KEYS: tl.constexpr):
     """Write the header of one block's list: how many entries; how many of them are below the range that needs no mask
     (see walk.py), and how many below its end.
 
     Args:
         bits: (heads of this launch, blocks, words) int16.
         lists: (heads of this launch, pitch) int32: the headers, then the pool.
+        densest: share of the rows a block sees above which it visits all tiles, without a list.
         KEYS: whether blocks are of keys and entries are queries; else the other way round.
     """
     size = open_sizes(x, size)
@@ -148,8 +149,7 @@ def count_kernel(x, size, bits, lists, blocks, words, pitch, KEYS: tl.constexpr)
             inner += tl.where(word * _WORD + i < inner_high, bit, 0)
     header = lists + head * pitch + index * HEADER
     entries = tl.sum(count, 0)
-    # gathering more than about two thirds of the rows costs more than visiting them all
-    tl.store(header, tl.where(3 * entries > (end - begin) * (2 * _WORD), -1, entries))
+    tl.store(header, tl.where(entries > densest * ((end - begin) * _WORD), -1, entries))
     tl.store(header + 1, tl.sum(below, 0))
     tl.store(header + 2, tl.sum(inner, 0))
 
