@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .arguments import check_alpha, check_mask, check_qkv, check_scale
-from .dispatch import choose_method, kernel_alpha
+from .dispatch import choose_method, fastest_kernel, kernel_alpha
 from .eager import attention_eager
 from .masks import AttentionMask
 
@@ -51,8 +51,10 @@ def entmax_attention(
         method: ``"eager"`` is dense PyTorch; the others are Triton (CUDA, or CPU under ``TRITON_INTERPRET=1``):
             ``"adasplash"`` solves for the threshold by Halley-bisection and skips tiles without weights through a bit
             mask, ``"adasplash_nomask"`` skips none, ``"adasplash2"`` starts from a histogram of the scores and skips
-            tiles. ``"auto"`` is eager on CPU and for float64, and ``"adasplash2"`` on CUDA.
-        deterministic: every method so far adds in a fixed order, so True, False and None give the same bits.
+            tiles, ``"columns"`` lists the single keys that a block of queries can use. ``"auto"`` is eager on CPU and
+            for float64; on CUDA ``"columns"`` for long sequences and ``"adasplash_nomask"`` for short ones (see
+            ``dispatch.fastest_kernel``).
+        deterministic: every method adds in a fixed order, so True, False and None give the same bits.
 
     Under autocast q, k and v are cast to its dtype.
 
@@ -75,7 +77,9 @@ def entmax_attention(
     )  # fmt: skip
     if isinstance(alpha, Tensor) and alpha.device != q.device and alpha.ndim:
         raise ValueError(f"alpha: on {alpha.device}, allowed is q's device {q.device}")
-    chosen = choose_method(method, q, "q")
+    sequences = 1 if mask.cu_seqlens_k is None else mask.cu_seqlens_k.shape[0] - 1  # equally long, for all shapes tell
+    visible = min(k.shape[2] // max(sequences, 1), 2 * (mask.window or k.shape[2]))
+    chosen = choose_method(method, q, "q", fastest_kernel(q.shape[2], visible, q.shape[3]))
     if chosen == "eager":
         with torch.autocast(q.device.type, enabled=False):
             return attention_eager(q, k, v, alpha=alpha, scale=scale, mask=mask)

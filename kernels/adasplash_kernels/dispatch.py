@@ -8,17 +8,37 @@ from torch import Tensor
 from .arguments import KERNEL_DTYPES
 from .thresholds import THRESHOLDS
 
+# What "auto" takes on CUDA: the keys a query sees from which lists of columns pay, by the largest head dim this is for.
+# From measurements on an H200 (docs/performance.md); nothing is tuned or timed at run time.
+COLUMNS_FROM = ((128, 4096), (256, 8192))
+COLUMNS_QUERIES = 64  # with fewer queries two passes over all keys for a list are not made up for
+
 METHODS = ("auto", "eager", "adasplash", "adasplash_nomask", "adasplash2", "columns")
 
 
-def choose_method(method: str, x: Tensor, name: str) -> str:
+def fastest_kernel(queries: int, visible: int, head_dim: int) -> str:
+    """Return the method that "auto" takes on CUDA: it depends on these numbers alone, and no other call changes it.
+
+    Args:
+        queries: N_q.
+        visible: the most keys that a query may see, as far as shapes tell.
+        head_dim: D.
+    """
+    pays = next(keys for largest, keys in COLUMNS_FROM if head_dim <= largest)
+    return "columns" if queries >= COLUMNS_QUERIES and visible >= pays else "adasplash_nomask"
+
+
+def choose_method(method: str, x: Tensor, name: str, kernel: str = "adasplash2") -> str:
     """Return the method to use for a tensor; ``name`` is the argument it came in as.
+
+    Args:
+        kernel: what "auto" takes where kernels run.
 
     Raises:
         ValueError: no such method, or it cannot take this dtype or device.
     """
     if method == "auto":
-        return "eager" if x.device.type == "cpu" or x.dtype == torch.float64 else "adasplash2"
+        return "eager" if x.device.type == "cpu" or x.dtype == torch.float64 else kernel
     if method == "eager":
         return method
     if method not in METHODS and method not in THRESHOLDS:

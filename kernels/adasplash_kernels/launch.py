@@ -26,7 +26,7 @@ from .worklists.walk import HEADER
 
 DENSEST = 2 / 3  # of the rows a block sees: to gather more costs about what visiting them all does
 ENTRIES = 2560  # of a list of columns, on average over the blocks of a head: about the memory of dense attention
-WORKSPACE = 2**27  # bytes of bits of columns, and of lists of queries, that exist at once; at least those of one head
+WORKSPACE = 2**26  # bytes of bits of columns, and of lists of queries, that exist at once; at least those of one head
 INTERPRETED = not isinstance(output_kernel, triton.JITFunction)
 
 

@@ -9,8 +9,9 @@ import sys
 import pytest
 import torch
 
-from adasplash_kernels import entmax, entmax_attention, support_map
+from adasplash_kernels import attention, entmax, entmax_attention, support_map
 from adasplash_kernels.arguments import check_mask
+from adasplash_kernels.dispatch import fastest_kernel
 
 X = torch.randn(2, 4, 6, 8)
 ONE = {n: X[:1] for n in "qkv"}
@@ -163,3 +164,38 @@ def test_autocast_casts_before_it_checks():
     q, k, v = X, X, X.bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
         assert entmax_attention(q, k, v).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("queries", "visible", "head_dim", "chosen"),
+    [
+        (4096, 4096, 64, "columns"),
+        (64, 131072, 128, "columns"),
+        (4096, 4095, 64, "adasplash_nomask"),
+        (63, 131072, 64, "adasplash_nomask"),
+        (8192, 8191, 129, "adasplash_nomask"),
+        (8192, 8192, 256, "columns"),
+    ],
+)
+def test_what_auto_takes_on_a_gpu(queries, visible, head_dim, chosen):
+    """Long sequences pay for lists of columns, short ones, few queries and narrow windows do not."""
+    assert fastest_kernel(queries, visible, head_dim) == chosen
+
+
+@pytest.mark.parametrize(
+    ("options", "visible"),
+    [
+        ({}, 5000),
+        ({"window": 100, "causal": True}, 200),
+        ({"window": 4000}, 5000),
+        ({"cu_seqlens_q": torch.tensor([0, 10, 4990, 5000])}, 1666),
+    ],
+)
+def test_auto_looks_at_the_keys_that_a_query_may_see(monkeypatch, options, visible):
+    seen = []
+    monkeypatch.setattr(attention, "fastest_kernel", lambda *numbers: seen.append(numbers) or "adasplash")
+    x = torch.zeros(1, 1, 5000, 8)
+    with torch.no_grad():
+        monkeypatch.setattr(attention, "attention_eager", lambda q, k, v, **o: q)
+        entmax_attention(x, x, x, **options)
+    assert seen == [(5000, visible, 8)]
