@@ -85,7 +85,7 @@ def choose_column_tiles(head_dim: int, dtype: torch.dtype) -> ColumnTiles:
     if INTERPRETED:
         return ColumnTiles(Tiles(16, 32, 1), 16, Tiles(32, 32, 1), Tiles(16, 32, 1))
     if dtype == torch.float32:
-        return ColumnTiles(Tiles(32, 64, 8, 1), 32, Tiles(64, 32, 8, 1), Tiles(32, 32, 8, 1))
+        return ColumnTiles(Tiles(32, 32, 8, 1), 32, Tiles(32, 32, 8, 1), Tiles(32, 32, 8, 1))
     if head_dim <= 64:
         return ColumnTiles(Tiles(128, 64, 8, 3), 32, Tiles(128, 64, 4, 3), Tiles(64, 128, 4, 3))
     if head_dim <= 128:
