@@ -194,8 +194,18 @@ def full_disk(*arguments, **keywords):
     raise OSError(28, "No space left on device")
 
 
+@pytest.fixture
+def interruptible():
+    """Python's own handler, also where these tests are started in the background, which ignores SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_by_a_signal(which, settings, train, make_context, watch, assert_same_run, monkeypatch):
+def test_interrupted_by_a_signal(
+    which, settings, train, make_context, watch, assert_same_run, monkeypatch, interruptible
+):
     """Lightning would exit with status 1 (SIGINT) or even 0 (SIGTERM)."""
     before = signal.getsignal(signal.SIGINT)
     watch()
