@@ -9,7 +9,7 @@ from .arguments import KERNEL_DTYPES
 from .thresholds import THRESHOLDS
 
 # What "auto" takes on CUDA: the keys a query sees from which lists of columns pay, by the largest head dim this is for.
-# From measurements on an H200 (docs/performance.md); nothing is tuned or timed at run time.
+# From a few timings on an H200 (docs/performance.md), above d = 128 a guess; nothing is tuned or timed at run time.
 COLUMNS_FROM = ((128, 4096), (256, 8192))
 COLUMNS_QUERIES = 64  # with fewer queries two passes over all keys for a list are not made up for
 

@@ -24,8 +24,8 @@ from .worklists.columns import WORD, compact_kernel, count_kernel, emit_kernel, 
 from .worklists.tiles import transpose, words
 from .worklists.walk import HEADER
 
-DENSEST = 2 / 3  # of the rows a block sees: to gather more costs about what visiting them all does
-ENTRIES = 2560  # of a list of columns, on average over the blocks of a head: about the memory of dense attention
+DENSEST = 2 / 3  # of the rows a block sees: a guess at where gathering stops paying
+ENTRIES = 2560  # of a list of columns, the most on average over the blocks of a head
 WORKSPACE = 2**26  # bytes of bits of columns, and of lists of queries, that exist at once; at least those of one head
 INTERPRETED = not isinstance(output_kernel, triton.JITFunction)
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from column_cases import compactions, garbage  # noqa: F401  fixtures of the tests of lists of columns
 from interpreter import better_interpreter  # noqa: F401  a fixture for every kernel test
 
 

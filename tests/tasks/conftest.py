@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 import tasks.programs
@@ -205,3 +206,12 @@ def ran(tmp_path: Path) -> Callable[[], list[str]]:
         return lines
 
     return jobs
+
+
+@pytest.fixture(autouse=True)
+def few_threads() -> Iterator[None]:
+    """Tiny tensors gain nothing from threads, and lose much on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

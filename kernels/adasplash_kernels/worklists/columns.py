@@ -159,15 +159,15 @@ def count_kernel(x, size, bits, lists, blocks, words, pitch, densest, KEYS: tl.c
 def share_kernel(lists, blocks, pitch, pool, CHUNK: tl.constexpr):
     """Say where each list of a head starts in the pool, or -1 for its count where it does not fit."""
     header = lists + tl.program_id(0).to(tl.int64) * pitch
-    taken = 0
+    taken = tl.full((), 0, tl.int64)
     for start in range(0, blocks, CHUNK):
         block = start + tl.arange(0, CHUNK)
         count = tl.load(header + block * HEADER, mask=block < blocks, other=0)
-        wanted = tl.maximum(count, 0)
+        wanted = tl.maximum(count, 0).to(tl.int64)
         until = taken + tl.cumsum(wanted, 0)
         tl.store(header + block * HEADER, tl.where(until > pool, -1, count), mask=block < blocks)
-        tl.store(header + block * HEADER + 3, until - wanted, mask=block < blocks)
-        taken = tl.minimum(taken + tl.sum(wanted, 0), pool + 1)  # no sum past 2^31, and nothing fits after
+        tl.store(header + block * HEADER + 3, (until - wanted).to(tl.int32), mask=block < blocks)
+        taken += tl.sum(wanted, 0)
 
 
 @triton.jit(do_not_specialize=["blocks", "words", "pitch"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -118,15 +118,6 @@ def actors(monkeypatch: pytest.MonkeyPatch) -> None:
     """Systems whose names say how they behave."""
     for name, build in ACTORS.items():
         monkeypatch.setitem(SYSTEMS, name, System(ENTMAX, build))
-
-
-@pytest.fixture(autouse=True)
-def few_threads() -> Iterator[None]:
-    """Tiny tensors gain nothing from threads, and lose much on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

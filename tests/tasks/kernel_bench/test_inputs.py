@@ -11,7 +11,8 @@ from tasks.kernel_bench.inputs import make_problem, make_tensors
 from tasks.kernel_bench.run import PROGRAMS
 from tasks.kernel_bench.settings import Case
 
-save_file = pytest.importorskip("safetensors.torch").save_file
+safetensors = pytest.importorskip("safetensors.torch", reason="drawn inputs do not need safetensors")
+save_file = safetensors.save_file
 CPU = torch.device("cpu")
 
 

@@ -1,0 +1,333 @@
+"""What the tests of lists of columns share: masks with what float64 makes of them, and what lists must hold."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from calls import UNLIMITED, bind, positions, random_qkv, stretch
+from hard_rows import FLOAT32, both_alphas, exact_theta
+from maximum import maximum_drops_nan  # noqa: F401
+from torch import Tensor
+
+from adasplash_kernels import launch
+from adasplash_kernels.dispatch import kernel_alpha
+from adasplash_kernels.launch import Problem, choose_column_tiles
+from adasplash_kernels.masks import AttentionMask
+from adasplash_kernels.thresholds.group_maxima import bound_kernel
+from adasplash_kernels.worklists.columns import WORD
+from adasplash_kernels.worklists.walk import HEADER
+
+MAX_INT = 2**31 - 1
+ANY = 2.0  # for launch.DENSEST: no list is too dense
+HALF_TOO = [torch.float32, pytest.param(torch.float16, marks=pytest.mark.gpu)]  # whose tiles on a GPU are others
+columns = bind("columns")
+
+
+@pytest.fixture
+def garbage(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
+    """Let uninitialised lists name a key that exists, and uninitialised bits be set; return what sets them to others.
+
+    It comes after ``poisoned_empty``, which does the same for floats.
+    """
+    empty = torch.empty
+
+    def refill(entry: int, word: int) -> None:
+        fill = {torch.int32: entry, torch.int16: word}
+
+        def filled(*args: Any, **options: Any) -> Tensor:
+            x = empty(*args, **options)
+            return x.fill_(fill[x.dtype]) if x.dtype in fill and type(x) is Tensor else x
+
+        monkeypatch.setattr(torch, "empty", filled)
+
+    refill(1, -1)
+    return refill
+
+
+class Compaction(NamedTuple):
+    """One call of ``launch._compact``."""
+
+    first_head: int
+    keys: bool
+    bits: Tensor
+    lists: Tensor
+
+    @property
+    def counts(self) -> Tensor:
+        """(heads, blocks), -1 for blocks that are left without a list."""
+        return headers(self.lists, self.bits.shape[1])[..., 0]
+
+
+@pytest.fixture
+def compactions(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Compaction]]:
+    """Overhear what is compacted."""
+    found, compact = [], launch._compact
+
+    def spy(problem: Problem, bits: Tensor, lists: Tensor, first_head: int, keys: bool) -> None:
+        compact(problem, bits, lists, first_head, keys)
+        found.append(Compaction(first_head, keys, bits.clone(), lists.clone()))
+
+    monkeypatch.setattr(launch, "_compact", spy)
+    yield found
+
+
+# What a mask of attention leaves, in float64
+
+
+class Case(NamedTuple):
+    """A mask and a shape; lengths, and tuples as positions, are ``stretch`` times longer on a GPU."""
+
+    n_q: int
+    n_k: int
+    batch: int = 1
+    heads: int = 1
+    kv_heads: int = 1
+    alpha: float = 1.5
+    window: int | None = None
+    causal: bool = False
+    slopes: tuple[Any, ...] | None = None
+    positions: dict[str, tuple[int, ...]] = {}
+
+
+# Two blocks of queries are a pair, for the bound of 16 queries and for the bits of 32: in an odd number of blocks the
+# second has some rows (57), or none (37, 41, 70). In the causal window each of a pair sees tiles the other does not.
+CASES = {
+    "dense": Case(37, 150, alpha=2.0),
+    "dense, grouped heads": Case(41, 70, batch=2, heads=4, kv_heads=2),
+    "causal": Case(70, 70, causal=True),
+    "causal, fewer queries": Case(37, 150, alpha=1.25, causal=True),
+    "causal, more queries": Case(70, 37, heads=2, kv_heads=1, causal=True),
+    "window": Case(57, 57, alpha=2.0, window=9),
+    "causal window": Case(64, 150, window=70, causal=True),
+    "padded": Case(41, 100, batch=3, alpha=1.25,
+                   positions={"key_starts": (0, 21, 50), "key_lengths": (77, 100, 50)}),
+    "packed": Case(57, 110, positions={"cu_seqlens_q": (0, 10, 10, 37, 52), "cu_seqlens_k": (0, 30, 41, 90, 100)}),
+    "packed, causal": Case(70, 70, alpha=2.0, causal=True, positions={"cu_seqlens_q": (0, 5, 40, 70)}),
+    "ALiBi": Case(37, 70, batch=2, heads=2, kv_heads=1, slopes=((0.5, 0.01), (0.05, 0.2)), causal=True),
+}  # fmt: skip
+
+
+class Setting(NamedTuple):
+    """A case with tensors: the kernels' problem, and what float64 makes of it."""
+
+    problem: Problem
+    options: dict[str, Any]
+    alpha: float
+    seen: Tensor  # (B, H, N_q, N_k) bool
+    scores: Tensor  # the same, -inf where not seen
+    theta: Tensor  # (B, H, N_q)
+    slack: Tensor  # the same, how well float32 tells a score from an edge
+
+    @property
+    def edge(self) -> Tensor:
+        """(B, H, N_q) above which a score is in the support."""
+        return self.theta - 1 / (self.alpha - 1)
+
+
+def setting(case: str, device: str, dtype: torch.dtype = torch.float32, spread: float = 3.0, **changes: Any) -> Setting:
+    """Return a case on a device."""
+    n_q, n_k, batch, heads, kv_heads, alpha, window, causal, slopes, places = CASES[case]._replace(**changes)
+    factor = stretch(device)
+    n_q, n_k, window = factor * n_q, factor * n_k, window and factor * window
+    tensors = {name: positions(device, *(factor * x for x in values)) for name, values in places.items()}
+    if "cu_seqlens_q" in tensors:
+        tensors.setdefault("cu_seqlens_k", tensors["cu_seqlens_q"])
+    if slopes is not None:
+        tensors["alibi_slopes"] = torch.tensor(slopes, device=device)
+    q, k, v = random_qkv(
+        device, n_q, n_k, heads=heads, kv_heads=kv_heads, batch=batch, spread=spread, dtype=dtype, seed=n_q
+    )
+    numbers, kind = kernel_alpha(alpha, q.device)
+    reach = UNLIMITED if window is None else window - 1
+    problem = Problem(q, k, v, numbers, kind, 0.25, reach, 0 if causal else reach, **tensors)
+    options = {"alpha": alpha, "window": window, "causal": causal, **tensors}
+
+    rule = AttentionMask(window=window, causal=causal, **tensors)
+    seen = rule.allowed(n_q, n_k, device=device).expand(batch, heads, n_q, n_k)
+    keys = k.double().repeat_interleave(heads // kv_heads, 1)
+    scores = 0.25 * q.double() @ keys.mT
+    terms = 0.25 * q.double().norm(dim=-1) * keys.norm(dim=-1).amax(-1, keepdim=True)
+    if slopes is not None:
+        bias = rule.bias(n_q, n_k, device=device, dtype=torch.float64)
+        scores, terms = scores + bias, terms - bias.amin(-1)
+    scores = scores.masked_fill(~seen, -math.inf)
+    exact, _ = both_alphas(alpha, kind, device)
+    return Setting(problem, options, exact, seen, scores, exact_theta(scores, exact), 4 * FLOAT32 * terms + 2e-6)
+
+
+def bound(problem: Problem) -> Tensor:
+    """Return the bound (B, H, N_q), as ``launch.column_lists`` computes it."""
+    tiles = choose_column_tiles(problem.q.shape[3], problem.q.dtype)
+    coarse = problem.retiled(tiles.bound)
+    floor = torch.empty(problem.q.shape[:3], device=problem.q.device)
+    bound_kernel[coarse.pair_grid()](coarse.inputs(), coarse.sizes(), floor, tiles.groups, **coarse.options)
+    return floor
+
+
+def in_blocks(x: Tensor, rows: int) -> Tensor:
+    """Return (B, H, N, other) bool as (B * H, blocks, rows of a block, other); rows past the end are false."""
+    x = x.flatten(0, 1)
+    return torch.nn.functional.pad(x, (0, 0, 0, -x.shape[1] % rows)).unflatten(1, (-1, rows))
+
+
+def shared(seen: Tensor) -> tuple[int, int]:
+    """Return the range that all rows of a block (rows, other) see; those that see nothing make it empty."""
+    place = torch.arange(seen.shape[1], device=seen.device)
+    low = torch.where(seen, place, MAX_INT).amin(-1)
+    high = torch.where(seen, place + 1, 0).amax(-1)
+    return int(low.amax()), int(high.amin())
+
+
+def headers(lists: Tensor, blocks: int) -> Tensor:
+    """Return the headers (heads, blocks, 4) of lists (heads, numbers)."""
+    return lists[:, : HEADER.value * blocks].unflatten(1, (blocks, HEADER.value))
+
+
+def named(lists: Tensor, blocks: int) -> list[list[list[int]]]:
+    """Return the entries of each list of each head; all must be there, and lie in the pool."""
+    found: list[list[list[int]]] = []
+    for numbers in lists.tolist():
+        pool = numbers[HEADER.value * blocks :]
+        found.append([])
+        for block in range(blocks):
+            count, _, _, start = numbers[HEADER.value * block :][: HEADER.value]
+            assert count == 0 or (count > 0 and 0 <= start <= len(pool) - count)
+            found[-1].append(pool[start : start + count] if count else [])
+    return found
+
+
+def names(lists: Tensor, blocks: int, n: int) -> Tensor:
+    """Return which of n rows each list of (heads, numbers) names, (heads, blocks, n); all lists must be there."""
+    found = torch.zeros(lists.shape[0], blocks, n, dtype=torch.bool)
+    for head, of_head in enumerate(named(lists, blocks)):
+        for block, entries in enumerate(of_head):
+            found[head, block, entries] = True
+    return found.to(lists.device)
+
+
+def tiles_met(seen: Tensor, tile: int) -> tuple[int, int]:
+    """Return the first tile and the one past the last that the rows of a block (rows, other) see."""
+    met = seen.any(0).nonzero().flatten().tolist()
+    return (met[0] // tile, met[-1] // tile + 1) if met else (0, 0)
+
+
+def span(seen: Tensor, tile: int, words: int) -> int:
+    """Return how many words of bits those tiles have, of all the ``words``."""
+    first, last = tiles_met(seen, tile)
+    return min(last * tile // WORD, words) - first * tile // WORD
+
+
+def shares(wanted: list[int], pool: int) -> tuple[list[int], list[int]]:
+    """Return how long the lists of a head may be, in order of blocks, and where they start.
+
+    Each starts where the ones before it would end, whether or not they fit; none fits after one that does not.
+
+    Args:
+        wanted: lengths; -1 for no list.
+        pool: entries of a head.
+    """
+    counts, starts, taken = [], [], 0
+    for count in wanted:
+        starts.append(taken)
+        taken += max(count, 0)
+        counts.append(count if taken <= pool else -1)
+    return counts, starts
+
+
+def too_dense(entries: int, words: int) -> bool:
+    """Tell whether a list has more entries than what DENSEST says of the rows of these words; without roundings."""
+    return entries > Fraction(launch.DENSEST).limit_denominator(10**4) * WORD * words
+
+
+def check_lists(lists: Tensor, expected: list[list[list[int]]], seen: Tensor, tile: int, words: int) -> Tensor:
+    """Compare lists (heads, numbers) with the entries that they must have, as far as they are not too dense and fit.
+
+    Args:
+        expected: by head and block.
+        seen: (heads, blocks, rows of a block, other), what rows see.
+        tile: of the other side, in rows.
+        words: of a block's bits.
+
+    Returns:
+        Which numbers are to be there, a mask of ``lists``; the others are those that nobody has written.
+    """
+    seen, written = seen.cpu(), torch.zeros(lists.shape, dtype=torch.bool)
+    heads, blocks = seen.shape[:2]
+    pool = lists.shape[1] - HEADER.value * blocks
+    written[:, : HEADER.value * blocks] = True
+    assert len(expected) == lists.shape[0] == heads and all(len(x) == blocks for x in expected)
+    for head, numbers in enumerate(lists.tolist()):
+        wanted = [
+            -1 if too_dense(len(entries), span(seen[head, block], tile, words)) else len(entries)
+            for block, entries in enumerate(expected[head])
+        ]
+        counts, starts = shares(wanted, pool)
+        for block, entries in enumerate(expected[head]):
+            count, below, inner, start = numbers[HEADER.value * block :][: HEADER.value]
+            where = f"head {head}, block {block}"
+            assert count == counts[block], f"{where}: {count} entries, {counts[block]} expected"
+            low, high = shared(seen[head, block])
+            assert below == sum(x < low for x in entries), where
+            assert inner == sum(x < high for x in entries), where
+            if count >= 0:
+                assert start == starts[block], where
+                place = HEADER.value * blocks + start
+                assert numbers[place : place + count] == entries, where
+                written[head, place : place + count] = True
+    return written.to(lists.device)
+
+
+def overflowed(compactions: list[Compaction], keys: bool) -> Tensor:
+    """Return which of all blocks are left without a list of keys (of queries), (B * H, blocks)."""
+    return torch.cat([x.counts for x in compactions if x.keys is keys]) < 0
+
+
+def limit_some(
+    monkeypatch: pytest.MonkeyPatch, at: Setting, compactions: list[Compaction], name: str, sides: tuple[bool, ...]
+) -> None:
+    """Set DENSEST or ENTRIES so that about half of the blocks have a list of keys, and forget what was overheard.
+
+    Args:
+        compactions: of a call without limits.
+        sides: of which kinds of lists, of keys or of queries, there are to be some and some not.
+    """
+    tiles, wanted = (at.problem.tiles.block_m, at.problem.tiles.block_n), []
+    for keys in sides:
+        own, other = reversed(tiles) if keys else tiles
+        seen = in_blocks(at.seen.mT if keys else at.seen, own).cpu()
+        words = next(x.bits.shape[2] for x in compactions if x.keys is keys)
+        spans = [[span(x, other, words) for x in of_head] for of_head in seen]
+        counts = torch.cat([x.counts for x in compactions if x.keys is keys]).tolist()
+        assert min(map(min, counts)) >= 0
+        wanted.append((counts, spans, seen.shape[3]))
+    most = max(map(max, wanted[0][0]))
+    found = {}
+    for value in [i / 50 for i in range(1, 50)] if name == "DENSEST" else range(1, most, 1 + most // 50):
+        monkeypatch.setattr(launch, name, value)
+        over = []
+        for counts, spans, n in wanted:
+            left = [
+                shares([-1 if too_dense(*x) else x[0] for x in zip(a, b, strict=True)], len(a) * min(launch.ENTRIES, n))
+                for a, b in zip(counts, spans, strict=True)
+            ]
+            over.append([x < 0 for of_head, _ in left for x in of_head])
+        if all(any(x) and not all(x) for x in over):
+            found[value] = abs(sum(over[0]) / len(over[0]) - 0.5)
+    monkeypatch.setattr(launch, name, min(found, key=lambda x: found[x]))
+    compactions.clear()
+
+
+def packed(flags: Tensor) -> Tensor:
+    """Return bits (..., words * 16) bool as (..., words) int16, lowest first."""
+    value = (flags.unflatten(-1, (-1, WORD)).long() << torch.arange(WORD, device=flags.device)).sum(-1)
+    return torch.where(value >= 2**15, value - 2**16, value).to(torch.int16)
+
+
+def unpacked(words: Tensor) -> Tensor:
+    """Return the bits of (..., words) int16, lowest first, as (..., words * 16) bool."""
+    return (words.int()[..., None] >> torch.arange(WORD, device=words.device) & 1).flatten(-2).bool()
