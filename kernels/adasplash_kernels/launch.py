@@ -275,7 +275,8 @@ def column_lists(problem: Problem, max_iterations: int = MAX_ITERATIONS) -> tupl
 
     coarse, block_m = problem.retiled(tiles.emit), problem.tiles.block_m
     blocks, words_each = problem.query_blocks, triton.cdiv(n_k, WORD)
-    lists = torch.empty(problem.heads, column_list_size(blocks, n_k), dtype=torch.int32, device=q.device)
+    # zeros: it is an output of a custom op, which must be a function of its inputs even where nothing reads it
+    lists = torch.zeros(problem.heads, column_list_size(blocks, n_k), dtype=torch.int32, device=q.device)
     for start, count in problem.head_chunks(2 * blocks * words_each):
         bits = torch.empty(count, blocks, words_each, dtype=torch.int16, device=q.device)
         inputs, sizes = coarse.inputs(), coarse.sizes(start)

@@ -18,7 +18,6 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from unittest import mock
 
 import torch
 
@@ -29,6 +28,7 @@ from calls import bind
 from fuzz_cases import COMPILED, INTERPRETED, Case, Limits
 from fuzz_workers import Outcome, Report, run_cases
 from oracle import error_ratios
+from poison import poisoned
 from torch import Tensor
 
 LIMITS = {"compiled": COMPILED, "interpreted": INTERPRETED}
@@ -53,21 +53,6 @@ def run(case: Case, device: torch.device | str, function: Callable[..., Tensor] 
         return Outcome(None, f"{', '.join(infinite)} not finite")
     over = [f"{name} {ratio:.3g}" for name, ratio in ratios.items() if ratio > 1]
     return Outcome(max(ratios.values()), f"times the allowed error: {', '.join(over)}" if over else None)
-
-
-@contextlib.contextmanager
-def poisoned() -> Iterator[None]:
-    """Let ``torch.empty`` and ``torch.empty_like`` hand out NaN, so that reading what was never written shows."""
-
-    def nan(make: Callable[..., Tensor], *args, **options) -> Tensor:
-        x = make(*args, **options)
-        return x.detach().fill_(math.nan).requires_grad_(x.requires_grad) if x.is_floating_point() else x
-
-    with (
-        mock.patch.object(torch, "empty", functools.partial(nan, torch.empty)),
-        mock.patch.object(torch, "empty_like", functools.partial(nan, torch.empty_like)),
-    ):
-        yield
 
 
 def run_seed(seed: int, limits: Limits, device: str) -> Outcome:

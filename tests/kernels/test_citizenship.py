@@ -49,9 +49,9 @@ def assert_same_bits(found: list[Tensor], expected: list[Tensor]) -> None:
 
 OPS = {
     "plain": {},
-    "causal": {"right": 0, "alpha": 1.25},
-    "window": {"left": 5, "right": 5, "alpha": 2.0},
     "padded": {"key_starts": (3,), "key_lengths": (10,), "alpha": 1.0},
+    "window": {"left": 5, "right": 5, "alpha": 2.0},
+    "causal": {"right": 0, "alpha": 1.25},
     "packed": {"cu_seqlens_q": (0, 4, 9), "cu_seqlens_k": (0, 7, 12), "right": 0},
     "ALiBi": {"alibi_slopes": (0.5, 0.25)},
     "alpha per head": {"alpha": (1.2, 1.7)},

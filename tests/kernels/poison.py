@@ -1,0 +1,37 @@
+"""Uninitialised memory that shows: ``torch.empty`` hands out NaN, and integers that differ from call to call."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+_counter = itertools.count(1)
+
+
+@contextlib.contextmanager
+def poisoned() -> Iterator[None]:
+    """Let ``torch.empty`` and ``torch.empty_like`` fill what they return, so that what was never written shows.
+
+    NaN reaches whatever reads it. An integer no one writes differs between two calls, which is how ``opcheck`` finds
+    that an op's output is not a function of its inputs; as a row number it is past every end.
+    """
+
+    def fill(make: Callable[..., Tensor], *args, **options) -> Tensor:
+        x = make(*args, **options)
+        if type(x) is not Tensor or x.dtype == torch.bool:  # fake tensors hold nothing
+            return x
+        value = math.nan if x.is_floating_point() or x.is_complex() else torch.iinfo(x.dtype).max - next(_counter) % 97
+        return x.detach().fill_(value).requires_grad_(x.requires_grad)
+
+    with (
+        mock.patch.object(torch, "empty", functools.partial(fill, torch.empty)),
+        mock.patch.object(torch, "empty_like", functools.partial(fill, torch.empty_like)),
+    ):
+        yield
