@@ -7,6 +7,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 from unittest import mock
 
 import torch
@@ -23,15 +24,20 @@ def poisoned() -> Iterator[None]:
     that an op's output is not a function of its inputs; as a row number it is past every end.
     """
 
-    def fill(make: Callable[..., Tensor], *args, **options) -> Tensor:
+    with (
+        mock.patch.object(torch, "empty", _filling(torch.empty)),
+        mock.patch.object(torch, "empty_like", _filling(torch.empty_like)),
+    ):
+        yield
+
+
+def _filling(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    @functools.wraps(make)  # torch.compile asks a function for its name
+    def filled(*args: Any, **options: Any) -> Tensor:
         x = make(*args, **options)
-        if type(x) is not Tensor or x.dtype == torch.bool:  # fake tensors hold nothing
+        if torch.compiler.is_compiling() or type(x) is not Tensor or x.dtype == torch.bool:  # fake ones hold nothing
             return x
         value = math.nan if x.is_floating_point() or x.is_complex() else torch.iinfo(x.dtype).max - next(_counter) % 97
         return x.detach().fill_(value).requires_grad_(x.requires_grad)
 
-    with (
-        mock.patch.object(torch, "empty", functools.partial(fill, torch.empty)),
-        mock.patch.object(torch, "empty_like", functools.partial(fill, torch.empty_like)),
-    ):
-        yield
+    return filled
