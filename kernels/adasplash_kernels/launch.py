@@ -32,12 +32,13 @@ INTERPRETED = not isinstance(output_kernel, triton.JITFunction)
 
 @dataclass(frozen=True)
 class Tiles:
-    """Queries and keys a program works on at once, and the warps that do it."""
+    """Queries and keys a program works on at once, the warps that do it, and the most registers a thread may take."""
 
     block_m: int
     block_n: int
     num_warps: int
     num_stages: int = 2
+    registers: int | None = None
 
 
 def choose_tiles(head_dim: int, dtype: torch.dtype) -> Tiles:
@@ -65,7 +66,7 @@ def choose_row_tiles(n: int, alpha_by_row: bool = True) -> Tiles:
 
 @dataclass(frozen=True)
 class ColumnTiles:
-    """Tiles of the passes over all scores that lists of columns start with; a program has two blocks of queries.
+    """Tiles of the passes over all scores that lists of columns start with.
 
     Attributes:
         bound: of the pass that finds a bound.
@@ -81,16 +82,20 @@ class ColumnTiles:
 
 
 def choose_column_tiles(head_dim: int, dtype: torch.dtype) -> ColumnTiles:
-    """Pick tiles by head dim and dtype alone; many queries a tile, since what these passes wait for is K."""
+    """Pick tiles by head dim and dtype alone; many queries a tile, since what these passes wait for is K.
+
+    Where registers are capped, two or three programs share a multiprocessor, and one's products hide what another
+    does with its own; what spills is in the loop that masks (docs/performance.md).
+    """
     if INTERPRETED:
-        return ColumnTiles(Tiles(16, 32, 1), 16, Tiles(32, 32, 1), Tiles(16, 32, 1))
+        return ColumnTiles(Tiles(32, 32, 1), 16, Tiles(32, 32, 1), Tiles(16, 32, 1))
     if dtype == torch.float32:
         return ColumnTiles(Tiles(32, 32, 8, 1), 32, Tiles(32, 32, 8, 1), Tiles(32, 32, 8, 1))
     if head_dim <= 64:
-        return ColumnTiles(Tiles(128, 64, 8, 3), 32, Tiles(128, 64, 4, 3), Tiles(64, 128, 4, 3))
+        return ColumnTiles(Tiles(256, 64, 8, 3, 128), 32, Tiles(128, 64, 4, 3, 168), Tiles(64, 128, 4, 3))
     if head_dim <= 128:
-        return ColumnTiles(Tiles(128, 128, 8, 3), 32, Tiles(128, 64, 4, 3), Tiles(64, 128, 4, 3))
-    return ColumnTiles(Tiles(64, 64, 4, 2), 32, Tiles(64, 64, 4, 2), Tiles(64, 32, 8, 1))
+        return ColumnTiles(Tiles(256, 64, 8, 3, 128), 32, Tiles(128, 64, 4, 3), Tiles(64, 128, 4, 3))
+    return ColumnTiles(Tiles(128, 64, 8, 2), 32, Tiles(128, 64, 8, 2), Tiles(64, 32, 8, 1))
 
 
 def column_list_size(blocks: int, n: int) -> int:
@@ -195,10 +200,6 @@ class Problem:
         """One program for each block of queries of each head, or of so many heads."""
         return (self.query_blocks * (heads or self.heads),)
 
-    def pair_grid(self, heads: int | None = None) -> tuple[int]:
-        """One program for each two neighbouring blocks of queries."""
-        return (triton.cdiv(self.query_blocks, 2) * (heads or self.heads),)
-
     def key_grid(self, heads: int | None = None) -> tuple[int]:
         """One program for each block of keys of each key-value head that these query heads use."""
         return (self.key_blocks * (heads or self.heads) * self.k.shape[1] // self.q.shape[1],)
@@ -213,7 +214,8 @@ class Problem:
     @property
     def options(self) -> dict[str, int]:
         """Launch options."""
-        return {"num_warps": self.tiles.num_warps, "num_stages": self.tiles.num_stages}
+        limit = {} if self.tiles.registers is None else {"maxnreg": self.tiles.registers}
+        return {"num_warps": self.tiles.num_warps, "num_stages": self.tiles.num_stages} | limit
 
     def visit_options(self, lists: str | None) -> dict[str, int]:
         """Launch options of output and gradients; a third stage does not pay where rows are gathered."""
@@ -271,7 +273,7 @@ def column_lists(problem: Problem, max_iterations: int = MAX_ITERATIONS) -> tupl
     tiles = choose_column_tiles(q.shape[3], q.dtype)
     floor = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
     coarse = problem.retiled(tiles.bound)
-    bound_kernel[coarse.pair_grid()](coarse.inputs(), coarse.sizes(), floor, tiles.groups, **coarse.options)
+    bound_kernel[coarse.query_grid()](coarse.inputs(), coarse.sizes(), floor, tiles.groups, **coarse.options)
 
     coarse, block_m = problem.retiled(tiles.emit), problem.tiles.block_m
     blocks, words_each = problem.query_blocks, triton.cdiv(n_k, WORD)
@@ -280,7 +282,7 @@ def column_lists(problem: Problem, max_iterations: int = MAX_ITERATIONS) -> tupl
     for start, count in problem.head_chunks(2 * blocks * words_each):
         bits = torch.empty(count, blocks, words_each, dtype=torch.int16, device=q.device)
         inputs, sizes = coarse.inputs(), coarse.sizes(start)
-        emit_kernel[coarse.pair_grid(count)](inputs, sizes, floor, bits, blocks, words_each, block_m, **coarse.options)
+        emit_kernel[coarse.query_grid(count)](inputs, sizes, floor, bits, blocks, words_each, block_m, **coarse.options)
         _compact(problem, bits, lists[start : start + count], start, keys=False)
 
     theta = torch.empty_like(floor)

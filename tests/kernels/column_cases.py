@@ -165,7 +165,7 @@ def bound(problem: Problem) -> Tensor:
     tiles = choose_column_tiles(problem.q.shape[3], problem.q.dtype)
     coarse = problem.retiled(tiles.bound)
     floor = torch.empty(problem.q.shape[:3], device=problem.q.device)
-    bound_kernel[coarse.pair_grid()](coarse.inputs(), coarse.sizes(), floor, tiles.groups, **coarse.options)
+    bound_kernel[coarse.query_grid()](coarse.inputs(), coarse.sizes(), floor, tiles.groups, **coarse.options)
     return floor
 
 

@@ -14,7 +14,7 @@ import triton.language as tl
 from ..inputs import open_sizes
 from ..mapping import load_exponent, norm_gap, weights
 from ..scores import largest, load_queries, load_theta, query_block, row_max, threshold_scores
-from ..worklists.pairs import edge_tile, pair_keys, pair_scores, query_pair
+from ..worklists.sweep import edge_tile, sweep, sweep_scores
 from ..worklists.walk import query_list
 from .lower_bound import rise
 from .refine import last_step, store_theta
@@ -23,9 +23,9 @@ _NEWTON_STEPS = tl.constexpr(4)  # more leave the number of survivors as it is, 
 
 
 @triton.jit
-def _fold(x, size, at, q, k, keys, maxima, GROUPS: tl.constexpr, MASKED: tl.constexpr):
+def _fold(x, size, at, q, tile, maxima, GROUPS: tl.constexpr, MASKED: tl.constexpr):
     """Take a tile of keys into the maxima (BLOCK_M, GROUPS) of a block's queries."""
-    raw = pair_scores(x, size, at, q, k, keys, MASKED, False)
+    raw = sweep_scores(x, size, at, q, tile, MASKED, False)
     folded = largest(tl.reshape(raw, (x.BLOCK_M, x.BLOCK_N // GROUPS, GROUPS)), 1)
     return tl.maximum(maxima, folded, propagate_nan=tl.PropagateNan.ALL)
 
@@ -42,27 +42,22 @@ def _store_bound(x, size, at, maxima, a, floor_out):
 
 @triton.jit
 def bound_kernel(x, size, floor_out, GROUPS: tl.constexpr):
-    """Write a lower bound of theta for two blocks of queries of one head.
+    """Write a lower bound of theta for one block of queries of one head.
 
     Args:
         floor_out: (B, H, N_q) float32; ``+inf`` for rows that see no key.
         GROUPS: maxima a query; x.BLOCK_N is a multiple.
     """
     size = open_sizes(x, size)
-    pair = query_pair(x, size)
-    a = load_exponent(x, size, pair.one.head)
-    one = tl.full((x.BLOCK_M, GROUPS), float("-inf"), tl.float32)
-    two = tl.full((x.BLOCK_M, GROUPS), float("-inf"), tl.float32)
-    for i in range(pair.edges):
-        keys, k = pair_keys(x, size, pair, edge_tile(pair, i))
-        one = _fold(x, size, pair.one, pair.q_one, k, keys, one, GROUPS, True)
-        two = _fold(x, size, pair.two, pair.q_two, k, keys, two, GROUPS, True)
-    for tile in range(pair.inner_first, pair.inner_last):
-        keys, k = pair_keys(x, size, pair, tile)
-        one = _fold(x, size, pair.one, pair.q_one, k, keys, one, GROUPS, False)
-        two = _fold(x, size, pair.two, pair.q_two, k, keys, two, GROUPS, False)
-    _store_bound(x, size, pair.one, one, a, floor_out)
-    _store_bound(x, size, pair.two, two, a, floor_out)
+    at = query_block(x, size)
+    q = load_queries(x, size, at)
+    tiles = sweep(x, at)
+    maxima = tl.full((x.BLOCK_M, GROUPS), float("-inf"), tl.float32)
+    for i in range(tiles.edges):
+        maxima = _fold(x, size, at, q, edge_tile(tiles, i), maxima, GROUPS, True)
+    for tile in range(tiles.inner_first, tiles.inner_last):
+        maxima = _fold(x, size, at, q, tile, maxima, GROUPS, False)
+    _store_bound(x, size, at, maxima, load_exponent(x, size, at.head), floor_out)
 
 
 @triton.jit(do_not_specialize=["max_iterations"])

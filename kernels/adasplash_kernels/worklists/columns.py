@@ -20,9 +20,9 @@ import triton.language as tl
 
 from ..inputs import open_sizes
 from ..mapping import load_exponent
-from ..scores import largest, load_theta
+from ..scores import load_queries, load_theta, query_block
 from ..spans import inner_range, key_span, query_span, tile_range
-from .pairs import edge_tile, pair_keys, pair_scores, query_pair
+from .sweep import edge_tile, sweep, sweep_scores
 from .walk import HEADER
 
 WORD = 16  # bits: with the keys of a tile spread over warps as its products leave them, a word stays within a warp
@@ -31,15 +31,13 @@ _CHUNK = tl.constexpr(256)  # words that are compacted at once
 
 
 @triton.jit
-def _pack(flags):
-    """Pack (rows, blocks) flags by their rows: (rows / 16, blocks) words."""
-    bits = tl.reshape(flags.to(tl.int32), (flags.shape[0] // _WORD, _WORD, flags.shape[1]))
-    return tl.sum(bits << tl.arange(0, _WORD)[None, :, None], 1).to(tl.int16)
+def _either(a, b):
+    return a | b
 
 
 @triton.jit
 def _edge(x, size, at, floor_in, a):
-    """Return the score that a query's support is above at the least."""
+    """Return the score that a query's support is above at the least; NaN for a row with NaN."""
     floor = load_theta(floor_in, size, at)
     none = floor == float("inf")
     floor = tl.where(none, 0.0, floor)
@@ -48,21 +46,34 @@ def _edge(x, size, at, floor_in, a):
 
 
 @triton.jit
-def _emit(x, size, at, q, k, keys, tile, edge, bits, blocks, words, BLOCK: tl.constexpr, MASKED: tl.constexpr):
-    """Write the words of one tile of keys for the blocks of BLOCK queries among a block's."""
-    excess = pair_scores(x, size, at, q, k, keys, MASKED, True) * size.scale - edge[None, :]
+def _emit(x, size, at, q, tile, edge, spoilt, bits, blocks, words, BLOCK: tl.constexpr, MASKED: tl.constexpr):
+    """Write the words of one tile of keys for the blocks of BLOCK queries among a block's.
+
+    A key is marked if a score of it is above its query's edge, which is the sign of a difference: signs are put
+    together two an instruction, comparisons and maxima are not. The queries are split so that each thread first puts
+    together what it holds itself, (.., 4, 2) as products leave them; then a warp does so once a word.
+
+    Args:
+        spoilt: (blocks,) int32, 1 for a block with a row with NaN, whose keys are all marked: it must come out.
+    """
     count: tl.constexpr = x.BLOCK_M // BLOCK
-    flags = ~(largest(tl.reshape(excess, (x.BLOCK_N, count, BLOCK)), 2) <= 0.0)  # true for NaN, which must come out
+    short = edge[None, :] - sweep_scores(x, size, at, q, tile, MASKED, True) * size.scale
+    signs = tl.reshape(short.to(tl.int32, bitcast=True), (x.BLOCK_N, count, BLOCK // 8, 4, 2))
+    signs = tl.reduce(tl.reduce(signs, 4, _either), 2, _either)
+    flags = ((signs >> 31) & 1) | spoilt[None, :, None]
+    flags = flags << (tl.arange(0, x.BLOCK_N) % _WORD)[:, None, None]
+    flags = tl.permute(tl.reshape(flags, (x.BLOCK_N // _WORD, _WORD, count, 4)), (0, 2, 1, 3))
+    value = tl.reduce(tl.reshape(flags, (x.BLOCK_N // _WORD, count, _WORD * 4)), 2, _either)
     block = at.index * count + tl.arange(0, count)
     word = tile * (x.BLOCK_N // _WORD) + tl.arange(0, x.BLOCK_N // _WORD)
     keep = (word < words)[:, None] & (block < blocks)[None, :]
     row = (at.head_index - size.first_head) * blocks + block
-    tl.store(bits + row[None, :] * words + word[:, None], _pack(flags), mask=keep)
+    tl.store(bits + row[None, :] * words + word[:, None], value.to(tl.int16), mask=keep)
 
 
 @triton.jit(do_not_specialize=["blocks", "words"])
 def emit_kernel(x, size, floor_in, bits, blocks, words, BLOCK: tl.constexpr):
-    """Mark the keys that any query of a block of BLOCK queries can use, for two of x.BLOCK_M queries at once.
+    """Mark the keys that any query of a block of BLOCK queries can use, for x.BLOCK_M queries at once.
 
     Args:
         floor_in: (B, H, N_q) float32, lower bounds of theta; ``+inf`` for rows that see no key.
@@ -70,19 +81,15 @@ def emit_kernel(x, size, floor_in, bits, blocks, words, BLOCK: tl.constexpr):
         BLOCK: queries of a block; x.BLOCK_M is a multiple.
     """
     size = open_sizes(x, size)
-    pair = query_pair(x, size)
-    a = load_exponent(x, size, pair.one.head)
-    one = _edge(x, size, pair.one, floor_in, a)
-    two = _edge(x, size, pair.two, floor_in, a)
-    for i in range(pair.edges):
-        tile = edge_tile(pair, i)
-        keys, k = pair_keys(x, size, pair, tile)
-        _emit(x, size, pair.one, pair.q_one, k, keys, tile, one, bits, blocks, words, BLOCK, True)
-        _emit(x, size, pair.two, pair.q_two, k, keys, tile, two, bits, blocks, words, BLOCK, True)
-    for tile in range(pair.inner_first, pair.inner_last):
-        keys, k = pair_keys(x, size, pair, tile)
-        _emit(x, size, pair.one, pair.q_one, k, keys, tile, one, bits, blocks, words, BLOCK, False)
-        _emit(x, size, pair.two, pair.q_two, k, keys, tile, two, bits, blocks, words, BLOCK, False)
+    at = query_block(x, size)
+    q = load_queries(x, size, at)
+    edge = _edge(x, size, at, floor_in, load_exponent(x, size, at.head))
+    spoilt = tl.max(tl.reshape((edge != edge).to(tl.int32), (x.BLOCK_M // BLOCK, BLOCK)), 1)
+    tiles = sweep(x, at)
+    for i in range(tiles.edges):
+        _emit(x, size, at, q, edge_tile(tiles, i), edge, spoilt, bits, blocks, words, BLOCK, True)
+    for tile in range(tiles.inner_first, tiles.inner_last):
+        _emit(x, size, at, q, tile, edge, spoilt, bits, blocks, words, BLOCK, False)
 
 
 @triton.jit
