@@ -25,7 +25,7 @@ from .scores import (
     query_block,
     store_rows,
 )
-from .worklists.columns import mark_queries
+from .worklists.marks import mark_queries, masks_of_list, words_of_queries
 from .worklists.walk import key_list, members, next_tile, query_list, run, run_range
 
 
@@ -56,18 +56,16 @@ def _load_d_out(x, size, up, batch, head, rows):
 
 
 @triton.jit
-def _tile_gradient(x, size, raw, theta, delta, a, d_out, v):
-    """Return P, dS and dP - delta of a tile (queries, keys), and U."""
-    p, u = weights(raw, size.scale, theta[:, None], a, x.ALPHA)
-    centred = dot(d_out, tl.trans(v), tl.zeros((d_out.shape[0], v.shape[0]), tl.float32)) - delta[:, None]
-    return p, u, centred, u * centred
+def _centred(d_out, v, delta):
+    """Return dP - delta of a tile (queries, keys)."""
+    return dot(d_out, tl.trans(v), tl.zeros((d_out.shape[0], v.shape[0]), tl.float32)) - delta[:, None]
 
 
 @triton.jit
-def grad_query_kernel(x, size, up, out2, dq, d_alpha, used):
+def grad_query_kernel(x, size, up, out2, dq, d_alpha, masks, used):
     """Write dQ and delta for one block of queries of one head; d_alpha (B, H, N_q) by query unless it is None.
 
-    With ``used`` it marks there which queries use a block of keys (see worklists/columns.py).
+    With ``masks`` and ``used`` it notes there which queries use which keys (see worklists/marks.py).
     """
     size = open_sizes(x, size)
     at = query_block(x, size)
@@ -80,6 +78,9 @@ def grad_query_kernel(x, size, up, out2, dq, d_alpha, used):
     theta = load_theta(up.theta, size, at)
 
     walk = query_list(x, size, at)
+    if masks is not None:
+        masks = masks_of_list(x, size, at.head_index, at.index, masks)
+        used, used_step = words_of_queries(x, size, at.head_index, at.index, used)
     acc = tl.zeros((x.BLOCK_M, x.BLOCK_D), tl.float32)
     to_alpha = tl.zeros((x.BLOCK_M,), tl.float32)
     begin, end = run_range(walk, x.LISTS)
@@ -87,11 +88,12 @@ def grad_query_kernel(x, size, up, out2, dq, d_alpha, used):
         state, count = run(walk, number, x.LISTS)
         for i in range(count):
             tile, state = next_tile(walk, number, state, i, x.LISTS)
-            keys, k, v, raw = load_tile(x, size, at, q, walk, tile)
-            p, u, centred, ds = _tile_gradient(x, size, raw, theta, delta, a, d_out, v)
-            if used is not None:
-                mark_queries(x, size, at, used, keys, p)
-            acc = dot(ds.to(k.dtype), k, acc)
+            _keys, k, v, raw = load_tile(x, size, at, q, walk, tile)
+            p, u = weights(raw, size.scale, theta[:, None], a, x.ALPHA)
+            if masks is not None:  # here, where few other numbers are in registers
+                mark_queries(x, walk, tile, masks, used, used_step, u)
+            centred = _centred(d_out, v, delta)
+            acc = dot((u * centred).to(k.dtype), k, acc)
             if d_alpha is not None:
                 to_alpha += tl.sum(centred * alpha_slope(p, u, a), 1)
     store_rows(x, dq + base * x.d, acc * size.scale, at.rows, size.n_q)
@@ -125,7 +127,8 @@ def grad_key_value_kernel(x, size, up, dk, dv):
                 theta = tl.load(up.theta + numbers + rows, mask=rows < size.n_q, other=float("inf"))
                 delta = tl.load(up.delta + numbers + rows, mask=rows < size.n_q, other=0.0)
                 raw = key_scores(x, size, at, head, q, k, walk, tile)
-                p, _u, _centred, ds = _tile_gradient(x, size, raw, theta, delta, a, d_out, v)
+                p, u = weights(raw, size.scale, theta[:, None], a, x.ALPHA)
+                ds = u * _centred(d_out, v, delta)
                 acc_v = dot(tl.trans(p.to(d_out.dtype)), d_out, acc_v)
                 acc_k = dot(tl.trans(ds.to(q.dtype)), q, acc_k)
     base = at.head_index * size.n_k * x.d

@@ -21,12 +21,14 @@ from .thresholds.halley import halley_kernel
 from .thresholds.histogram import histogram_kernel
 from .thresholds.refine import MAX_ITERATIONS
 from .worklists.columns import WORD, compact_kernel, count_kernel, emit_kernel, share_kernel
+from .worklists.marks import fold_kernel, list_tiles
 from .worklists.tiles import transpose, words
 from .worklists.walk import HEADER
 
 DENSEST = 2 / 3  # of the rows a block sees: a guess at where gathering stops paying
 ENTRIES = 2560  # of a list of columns, the most on average over the blocks of a head
-WORKSPACE = 2**26  # bytes of bits of columns, and of lists of queries, that exist at once; at least those of one head
+WORKSPACE = 2**26  # bytes of bits and of lists of queries that exist at once; at least those of one head
+FOLDED = 32  # blocks of keys that a program of the fold takes at once
 INTERPRETED = not isinstance(output_kernel, triton.JITFunction)
 
 
@@ -218,7 +220,10 @@ class Problem:
         return {"num_warps": self.tiles.num_warps, "num_stages": self.tiles.num_stages} | limit
 
     def visit_options(self, lists: str | None) -> dict[str, int]:
-        """Launch options of output and gradients; a third stage does not pay where rows are gathered."""
+        """Launch options of output and of the gradient of queries; no third stage where keys are gathered.
+
+        The gradient of keys and values gathers queries, and there it pays.
+        """
         return self.options | ({"num_stages": min(self.tiles.num_stages, 2)} if lists == "columns" else {})
 
 
@@ -345,19 +350,25 @@ def backward_gradients(
     inputs, options = problem.inputs(kind, query_tiles=lists), problem.visit_options(kind)
     if kind != "columns":
         sizes = problem.sizes()
-        grad_query_kernel[problem.query_grid()](inputs, sizes, up, out2, dq, d_alpha, None, **options)
+        grad_query_kernel[problem.query_grid()](inputs, sizes, up, out2, dq, d_alpha, None, None, **options)
         key_tiles = None if lists is None else transpose(lists, problem.key_blocks)
         keyed = problem.inputs(kind, key_tiles=key_tiles)
         grad_key_value_kernel[problem.key_grid()](keyed, sizes, up, dk, dv, **options)
         return dq, dk, dv, d_alpha
-    blocks, words_each = problem.key_blocks, words(q.shape[2])
+    tiles, blocks, chunk = problem.tiles, problem.key_blocks, FOLDED if not INTERPRETED else 4
+    words_each = problem.query_blocks * (tiles.block_m // WORD)
+    noted = list_tiles(lists.shape[1], problem.query_blocks, tiles.block_n) * 2 * tiles.block_m
+    word = getattr(torch, f"int{tiles.block_n // 2}")  # a bit for every second key of a tile
     size = column_list_size(blocks, q.shape[2])
-    for start, count in problem.head_chunks(4 * (blocks * words_each + size)):
-        sizes = problem.sizes(start)
-        used = torch.zeros(count, blocks, words_each, dtype=torch.int32, device=q.device)
-        grad_query_kernel[problem.query_grid(count)](inputs, sizes, up, out2, dq, d_alpha, used, **options)
+    for start, count in problem.head_chunks(2 * blocks * words_each + max(word.itemsize * noted, 4 * size)):
+        sizes, grid = problem.sizes(start), problem.query_grid(count)
+        masks = torch.empty(count, noted, dtype=word, device=q.device)
+        used = torch.zeros(count, blocks, words_each, dtype=torch.int16, device=q.device)
+        grad_query_kernel[grid](inputs, sizes, up, out2, dq, d_alpha, masks, used, **options)
+        fold_kernel[(grid[0] * triton.cdiv(blocks, chunk),)](inputs, sizes, masks, used, chunk, num_warps=4)
+        del masks  # the lists take its place
         key_tiles = torch.empty(count, size, dtype=torch.int32, device=q.device)
-        _compact(problem, used.view(torch.int16), key_tiles, start, keys=True)
+        _compact(problem, used, key_tiles, start, keys=True)
         keyed = problem.inputs(kind, key_tiles=key_tiles)
-        grad_key_value_kernel[problem.key_grid(count)](keyed, sizes, up, dk, dv, **options)
+        grad_key_value_kernel[problem.key_grid(count)](keyed, sizes, up, dk, dv, **problem.options)
     return dq, dk, dv, d_alpha

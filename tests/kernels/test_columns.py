@@ -316,7 +316,7 @@ class Frame(NamedTuple):
         own, other = problem.tiles.block_m, problem.tiles.block_n
         if keys:
             own, other = other, own
-        words = triton.cdiv(n, 32) * 2 if keys else triton.cdiv(n, WORD)  # as the bits of queries are made and viewed
+        words = triton.cdiv(n, other if keys else WORD) * (other // WORD if keys else 1)  # of whole blocks of queries
         return cls(problem, keys, in_blocks(seen.mT if keys else seen, own), other, words)
 
     def entries(self, flags: Tensor) -> list[list[list[int]]]:

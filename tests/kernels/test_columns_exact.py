@@ -154,13 +154,16 @@ def test_chunks_of_heads_change_nothing(device, monkeypatch, compactions):
     expected = gradients(run, inputs, upstream)
     whole, alone, uneven = [(0, 8)], [(0, 2), (2, 2), (4, 2), (6, 2)], [(0, 6), (6, 2)]
     assert chunks(False) == chunks(True) == whole
-    each = [next(x.bits[0].nbytes + keys * x.lists[0].nbytes for x in compactions if x.keys is keys)
-            for keys in (False, True)]  # fmt: skip
-    for space, of_keys, of_queries in ((6 * each[0], uneven, alone), (6 * each[1], whole, uneven)):
+    of_keys, of_queries = (next(x for x in compactions if x.keys is keys) for keys in (False, True))
+    blocks, tiles = of_keys.bits.shape[1], launch.choose_tiles(16, torch.float32)
+    noted = (of_keys.lists.shape[1] - 4 * blocks) // tiles.block_n + blocks  # tiles, of one bit a weight
+    noted *= tiles.block_m * tiles.block_n // 8
+    each = [of_keys.bits[0].nbytes, of_queries.bits[0].nbytes + max(noted, of_queries.lists[0].nbytes)]
+    for space, by_keys, by_queries in ((6 * each[0], uneven, alone), (6 * each[1], whole, uneven)):
         compactions.clear()
         monkeypatch.setattr(launch, "WORKSPACE", space)
         assert all(map(torch.equal, gradients(run, inputs, upstream), expected))
-        assert chunks(False) == of_keys and chunks(True) == of_queries
+        assert chunks(False) == by_keys and chunks(True) == by_queries
     compactions.clear()
     monkeypatch.setattr(launch, "WORKSPACE", 1)
     assert torch.equal(run(*inputs), expected[0]) and chunks(False) == alone

@@ -6,7 +6,7 @@ First one bit a key, 16 keys a word: ``emit_kernel`` sets them in one pass over 
 query's threshold. Then ``compact_kernel`` turns bits into row numbers.
 
 The gradients of keys and values walk the transpose: for each block of keys, the queries that use any of them. Its bits
-are set while the gradient of queries is computed, and compacted by the same kernel.
+come from the gradient of queries (see marks.py), and are compacted by the same kernel.
 
 The lists of a head share one pool, each taking what it needs, so that the long ones of a few blocks need not fit into
 an even share. A block whose list would save little, or finds the pool used up, visits all tiles instead: as exact, only
@@ -23,7 +23,7 @@ from ..mapping import load_exponent
 from ..scores import load_queries, load_theta, query_block
 from ..spans import inner_range, key_span, query_span, tile_range
 from .sweep import edge_tile, sweep, sweep_scores
-from .walk import HEADER
+from .walk import HEADER, set_bits
 
 WORD = 16  # bits: with the keys of a tile spread over warps as its products leave them, a word stays within a warp
 _WORD = tl.constexpr(WORD)
@@ -93,25 +93,6 @@ def emit_kernel(x, size, floor_in, bits, blocks, words, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def mark_queries(x, size, at, used, keys, p):
-    """Mark, for the key block of each of the keys (BLOCK_N,), the queries of a block with a weight in p.
-
-    Args:
-        used: (heads of this launch, key blocks, words) int32, 32 queries a word.
-    """
-    bit = tl.full((x.BLOCK_M,), 1, tl.int32) << (at.rows % 32)
-    flags = tl.where(~(p <= 0.0), bit[:, None], 0)  # true for NaN
-    # put together by 16 queries, which lie within a warp, and the rest in memory
-    value = tl.sum(tl.reshape(flags, (x.BLOCK_M // _WORD, _WORD, x.BLOCK_N)), 1)
-    words = tl.cdiv(size.n_q, 32)
-    start = used + (at.head_index - size.first_head) * tl.cdiv(size.n_k, x.BLOCK_N) * words
-    word = (at.index * x.BLOCK_M + tl.arange(0, x.BLOCK_M // _WORD) * _WORD) // 32
-    keys = tl.minimum(keys, size.n_k - 1)  # a row of NaN weighs even keys that are not there, and the last one too
-    place = (keys // x.BLOCK_N)[None, :] * words + word[:, None]
-    tl.atomic_or(start + place, value, mask=value != 0, sem="relaxed")
-
-
-@triton.jit
 def _block_span(x, size, blocks, KEYS: tl.constexpr):
     """Return this program's head and block, its words of bits, and the range of rows that needs no mask."""
     head = tl.program_id(0) // blocks
@@ -127,6 +108,18 @@ def _block_span(x, size, blocks, KEYS: tl.constexpr):
         words_each: tl.constexpr = x.BLOCK_N // _WORD
     inner_low, inner_high = inner_range(low, high)
     return head.to(tl.int64), index, first * words_each, last * words_each, inner_low, inner_high
+
+
+@triton.jit
+def _load_word(row, word, end):
+    """Load words of a row of bits, as int32 without a sign; those from ``end`` on are 0."""
+    return tl.load(row + word, mask=word < end, other=0).to(tl.int32) & 0xFFFF
+
+
+@triton.jit
+def _rows_below(word, limit):
+    """Return which bits of words are of rows below a limit."""
+    return (1 << tl.minimum(tl.maximum(limit - word * _WORD, 0), _WORD)) - 1
 
 
 @triton.jit(do_not_specialize=["blocks", "words", "pitch", "densest"])
@@ -149,12 +142,10 @@ def count_kernel(x, size, bits, lists, blocks, words, pitch, densest, KEYS: tl.c
     inner = tl.zeros((_CHUNK,), tl.int32)
     for start in range(begin, end, _CHUNK):
         word = start + tl.arange(0, _CHUNK)
-        value = tl.load(row + word, mask=word < end, other=0).to(tl.int32)
-        for i in tl.static_range(_WORD):
-            bit = (value >> i) & 1
-            count += bit
-            below += tl.where(word * _WORD + i < inner_low, bit, 0)
-            inner += tl.where(word * _WORD + i < inner_high, bit, 0)
+        value = _load_word(row, word, end)
+        count += set_bits(value)
+        below += set_bits(value & _rows_below(word, inner_low))
+        inner += set_bits(value & _rows_below(word, inner_high))
     header = lists + head * pitch + index * HEADER
     entries = tl.sum(count, 0)
     tl.store(header, tl.where(entries > densest * ((end - begin) * _WORD), -1, entries))
@@ -189,10 +180,8 @@ def compact_kernel(x, size, bits, lists, blocks, words, pitch, KEYS: tl.constexp
     before = 0
     for start in range(begin, end, _CHUNK):
         word = start + tl.arange(0, _CHUNK)
-        value = tl.load(row + word, mask=word < end, other=0).to(tl.int32)
-        count = tl.zeros((_CHUNK,), tl.int32)
-        for i in tl.static_range(_WORD):
-            count += (value >> i) & 1
+        value = _load_word(row, word, end)
+        count = set_bits(value)
         to = before + tl.cumsum(count, 0) - count
         before += tl.sum(count, 0)
         for i in tl.static_range(_WORD):

@@ -119,7 +119,7 @@ def run(walk, number, LISTS: tl.constexpr):
         count = walk.last - walk.first
     else:
         state = tl.load(walk.start + number)
-        count = _set_bits(state)
+        count = set_bits(state)
     return state, count
 
 
@@ -156,7 +156,8 @@ def crosses_edge(walk, tile, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _set_bits(word):
+def set_bits(word):
+    """Return how many bits of int32 words are set."""
     word = word.to(tl.uint32, bitcast=True)
     word = word - ((word >> 1) & 0x55555555)
     word = (word & 0x33333333) + ((word >> 2) & 0x33333333)

@@ -1,0 +1,144 @@
+"""The bits that lists of queries are made of: noted along lists of keys or tile by tile, then put together by keys."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+from calls import bind, random_qkv, stretch
+from column_cases import ANY, HALF_TOO, columns, headers, overflowed, packed, setting, unpacked
+from oracle import gradients
+from torch import Tensor
+
+from adasplash_kernels import launch
+from adasplash_kernels.inputs import open_sizes
+from adasplash_kernels.launch import Problem
+from adasplash_kernels.scores import query_block
+from adasplash_kernels.worklists.columns import WORD
+from adasplash_kernels.worklists.marks import (
+    fold_kernel,
+    list_tiles,
+    mark_queries,
+    masks_of_list,
+    words_of_queries,
+)
+from adasplash_kernels.worklists.walk import members, query_list, run
+
+pytestmark = pytest.mark.usefixtures("garbage")
+
+
+@triton.jit
+def _mark_kernel(x, size, weights, masks, used):
+    """Do what the gradient of queries does with its weights, with those (heads, N_q, N_k) float32 that are given.
+
+    A query that is there has weight 1 on keys past the end of its list, as a row of NaN would.
+    """
+    size = open_sizes(x, size)
+    at = query_block(x, size)
+    walk = query_list(x, size, at)
+    masks = masks_of_list(x, size, at.head_index, at.index, masks)
+    used, step = words_of_queries(x, size, at.head_index, at.index, used)
+    first, count = run(walk, 0, x.LISTS)
+    rows = (at.head_index * size.n_q + at.rows)[:, None] * size.n_k
+    for i in range(count):
+        keys = members(walk, first + i, x.BLOCK_N, x.LISTS)[None, :]
+        there = (at.rows < size.n_q)[:, None]
+        u = tl.load(weights + rows + keys, mask=there & (keys < size.n_k), other=1.0)
+        u = tl.where(there & ((walk.count >= 0) | (keys < size.n_k)), u, 0.0)
+        mark_queries(x, walk, first + i, masks, used, step, u)
+
+
+def folded(problem: Problem, lists: Tensor, weights: Tensor, first_head: int, heads: int, chunk: int) -> Tensor:
+    """Return which queries use which blocks of keys, (heads, key blocks, queries of whole blocks) bool."""
+    tiles = problem.tiles
+    size = list_tiles(lists.shape[1], problem.query_blocks, tiles.block_n) * 2 * tiles.block_m
+    word = getattr(torch, f"int{tiles.block_n // 2}")
+    guarded = torch.full((heads * size + 8,), 77, dtype=word, device=lists.device)
+    words = problem.query_blocks * (tiles.block_m // WORD)
+    used = torch.zeros(heads, problem.key_blocks, words, dtype=torch.int16, device=lists.device)
+    inputs, sizes = problem.inputs("columns", query_tiles=lists), problem.sizes(first_head)
+    _mark_kernel[problem.query_grid(heads)](inputs, sizes, weights, guarded[:-8], used, num_warps=4)
+    assert (guarded[-8:] == 77).all()
+    grid = (problem.query_grid(heads)[0] * triton.cdiv(problem.key_blocks, chunk),)
+    fold_kernel[grid](inputs, sizes, guarded[:-8], used, chunk, num_warps=4)
+    return unpacked(used)
+
+
+SHARES = (0.3, 1.0, 0.0, 0.02, 0.6)  # of the keys, in the lists of a head's blocks in turn
+
+
+@pytest.mark.parametrize("dtype", HALF_TOO)
+@pytest.mark.parametrize("limit", ["none", "too dense", "no room"])
+@pytest.mark.parametrize(("n_q", "n_k", "chunk"), [(75, 150, 4), (33, 75, 2), (5, 40, 8)])
+def test_bits_of_queries(device, monkeypatch, dtype, limit, n_q, n_k, chunk):
+    """Exactly those with a weight on one of the keys that they visit; by heads together and in two launches."""
+    n_q, n_k = n_q * stretch(device), n_k * stretch(device)
+    generator = torch.Generator().manual_seed(n_k)
+    q = torch.zeros(2, 2, n_q, 16, dtype=dtype, device=device)
+    k = torch.zeros(2, 1, n_k, 16, dtype=dtype, device=device)
+    monkeypatch.setattr(launch, "DENSEST", 0.5 if limit == "too dense" else ANY)
+    monkeypatch.setattr(launch, "ENTRIES", n_k // 4 if limit == "no room" else n_k)
+    problem = Problem(q, k, k, torch.full((1,), 1.5, device=device), "1.5", 1.0)
+    rows, keys, blocks = problem.tiles.block_m, problem.tiles.block_n, problem.query_blocks
+    words = triton.cdiv(n_k, WORD)
+    shares = torch.tensor([SHARES[i % len(SHARES)] for i in range(4 * blocks)]).view(4, blocks, 1)
+    listed = torch.rand(4, blocks, WORD * words, generator=generator) < shares
+    listed[..., n_k:] = False
+    lists = torch.empty(4, launch.column_list_size(blocks, n_k), dtype=torch.int32, device=device)
+    launch._compact(problem, packed(listed).to(device), lists, 0, keys=False)
+    over = headers(lists, blocks)[..., 0].cpu() < 0
+    assert over.any() == (limit != "none") and (blocks == 1 or not over.all())
+
+    weights = torch.rand(4, n_q, n_k, generator=generator)
+    weights[weights > 3 / keys] = 0.0
+    weights[:, ::7] = math.nan
+    weights[:, 3::7] = 0.0
+    weights[:, 4::7] *= 1e-37
+    visited = (listed[..., :n_k] | over[..., None]).repeat_interleave(rows, 1)[:, :n_q]
+    expected = torch.zeros(4, blocks * rows, problem.key_blocks * keys, dtype=torch.bool)
+    expected[:, :n_q, :n_k] = visited & ~(weights <= 0)
+    expected = expected.unflatten(2, (-1, keys)).any(3).mT
+    assert expected.any() and not expected[..., :n_q].all()
+    weights = weights.to(device)
+    for parts in ([(0, 4)], [(0, 2), (2, 2)]):
+        found = torch.cat([folded(problem, lists, weights, *part, chunk) for part in parts])
+        assert torch.equal(found.cpu(), expected)
+
+
+@pytest.mark.parametrize("limit", [None, "DENSEST", "ENTRIES"])
+@pytest.mark.parametrize("case", ["causal", "packed", "window"])
+def test_gradients_with_bad_queries(device, monkeypatch, compactions, case, limit):
+    """A NaN in a query reaches the keys that it sees: all that the dense method has it reach, and no others."""
+    monkeypatch.setattr(launch, "DENSEST", ANY)
+    at = setting(case, device, spread=2.0)
+    q, k, v = at.problem.q.clone(), at.problem.k, at.problem.v
+    q[:, :, 21 * stretch(device), 3] = math.nan
+    upstream = random_qkv(device, q.shape[2], heads=q.shape[1], batch=q.shape[0], seed=5)[0]
+    if limit is not None:
+        monkeypatch.setattr(launch, limit, {"DENSEST": 0.7, "ENTRIES": k.shape[2] // 5}[limit])
+    found = gradients(functools.partial(columns, **at.options), (q, k, v), upstream)
+    if limit is not None:
+        assert overflowed(compactions, False).any()
+    expected = gradients(functools.partial(bind("adasplash_nomask"), **at.options), (q, k, v), upstream)
+    for name, a, b in zip(("out", "dq", "dk", "dv"), found, expected, strict=True):
+        assert b.isnan().any() and not b.isnan().all(), name
+        assert torch.equal(a.isnan(), b.isnan()), name
+        torch.testing.assert_close(a, b, equal_nan=True, atol=2e-5, rtol=2e-5)
+
+
+def test_gradients_repeat(device, monkeypatch, compactions):
+    """Bit for bit, where some blocks have lists and some do not, in one launch and head by head."""
+    at = setting("ALiBi", device)
+    monkeypatch.setattr(launch, "ENTRIES", 9 * stretch(device))
+    run = functools.partial(columns, **at.options)
+    inputs = (at.problem.q, at.problem.k, at.problem.v)
+    first = gradients(run, inputs, at.problem.q)
+    over = overflowed(compactions, False)
+    assert over.any() and not over.all()
+    assert all(map(torch.equal, gradients(run, inputs, at.problem.q), first))
+    monkeypatch.setattr(launch, "WORKSPACE", 1)
+    assert all(map(torch.equal, gradients(run, inputs, at.problem.q), first))
