@@ -8,21 +8,18 @@ import triton.language as tl
 from .inputs import open_sizes
 from .mapping import load_exponent, weights
 from .scores import dot, load_queries, load_theta, load_tile, query_block, store_rows
+from .thresholds.refine import store_theta
+from .thresholds.settle import newton_step, settled_step
 from .worklists.walk import next_tile, query_list, run, run_range
 
 
 @triton.jit
-def output_kernel(x, size, theta_in, out, out2):
-    """Write O, and O2 unless it is None, for one block of queries of one head, both contiguous (B, H, N_q, D)."""
-    size = open_sizes(x, size)
-    at = query_block(x, size)
-    q = load_queries(x, size, at)
-    a = load_exponent(x, size, at.head)
-    theta = load_theta(theta_in, size, at)
-    walk = query_list(x, size, at)
+def _visit(x, size, at, q, walk, theta, a, U: tl.constexpr, TOTAL: tl.constexpr):
+    """Walk a list once: return P V, and what is asked for of U V and sum u, and of sum p; else zeros."""
     acc = tl.zeros((x.BLOCK_M, x.BLOCK_D), tl.float32)
     acc2 = tl.zeros((x.BLOCK_M, x.BLOCK_D), tl.float32)
     u_sum = tl.zeros((x.BLOCK_M,), tl.float32)
+    total = tl.zeros((x.BLOCK_M,), tl.float32)
     begin, end = run_range(walk, x.LISTS)
     for number in range(begin, end):
         state, count = run(walk, number, x.LISTS)
@@ -30,13 +27,57 @@ def output_kernel(x, size, theta_in, out, out2):
             tile, state = next_tile(walk, number, state, i, x.LISTS)
             _keys, _k, v, raw = load_tile(x, size, at, q, walk, tile)
             p, u = weights(raw, size.scale, theta[:, None], a, x.ALPHA)
+            if TOTAL:
+                total += tl.sum(p, 1)  # before the products, so that p need not outlive them
             acc = dot(p.to(v.dtype), v, acc)
-            if out2 is not None:
+            if U:
                 acc2 = dot(u.to(v.dtype), v, acc2)
                 u_sum += tl.sum(u, 1)
+    return acc, acc2, u_sum, total
 
+
+@triton.jit
+def _store(x, size, at, out, out2, acc, acc2, u_sum):
+    """Write O, and O2 unless it is None."""
     base = at.head_index * size.n_q * x.d
     store_rows(x, out + base, acc, at.rows, size.n_q)
     if out2 is not None:
         acc2 = acc2 / tl.where(u_sum == 0.0, 1.0, u_sum)[:, None]  # an empty row keeps its zeros
         store_rows(x, out2 + base, acc2, at.rows, size.n_q)
+
+
+@triton.jit
+def output_kernel(x, size, theta_ref, out, out2, settle):
+    """Write O, and O2 unless it is None, for one block of queries of one head, both contiguous (B, H, N_q, D).
+
+    Args:
+        theta_ref: (B, H, N_q) float32; with ``settle``, which is None or as in thresholds/settle.py, a step short of
+            the thresholds that replace them.
+    """
+    size = open_sizes(x, size)
+    at = query_block(x, size)
+    q = load_queries(x, size, at)
+    a = load_exponent(x, size, at.head)
+    theta = load_theta(theta_ref, size, at)
+    walk = query_list(x, size, at)
+    if settle is None:
+        acc, acc2, u_sum, _total = _visit(x, size, at, q, walk, theta, a, out2 is not None, False)
+        _store(x, size, at, out, out2, acc, acc2, u_sum)
+    else:
+        step = load_theta(settle.step, size, at)
+        acc = tl.zeros((x.BLOCK_M, x.BLOCK_D), tl.float32)
+        acc2 = tl.zeros((x.BLOCK_M, x.BLOCK_D), tl.float32)
+        u_sum = tl.zeros((x.BLOCK_M,), tl.float32)
+        number = 0
+        unsettled = 1
+        while (unsettled > 0) & (number < settle.PASSES):  # once, but for rows that are harder than they looked
+            acc, acc2, u_sum, total = _visit(x, size, at, q, walk, theta, a, True, True)
+            before = step
+            # finite for rows that see no key, whose theta stays +inf and allows for any step
+            step = newton_step(total, u_sum, a, x.ALPHA)
+            again = tl.abs(step) > settled_step(theta, before, a, x.ALPHA, settle.ROOT)
+            theta += step
+            unsettled = tl.max((again & (theta == theta)).to(tl.int32), 0)  # NaN must not hang
+            number += 1
+        store_theta(theta_ref, size, at, theta)
+        _store(x, size, at, out, out2, acc - step[:, None] * acc2, acc2, u_sum)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -20,6 +21,7 @@ from .thresholds.group_maxima import bound_kernel, listed_kernel
 from .thresholds.halley import halley_kernel
 from .thresholds.histogram import histogram_kernel
 from .thresholds.refine import MAX_ITERATIONS
+from .thresholds.settle import Settle
 from .worklists.columns import WORD, compact_kernel, count_kernel, emit_kernel, share_kernel
 from .worklists.marks import fold_kernel, list_tiles
 from .worklists.tiles import transpose, words
@@ -226,6 +228,15 @@ class Problem:
         """
         return self.options | ({"num_stages": min(self.tiles.num_stages, 2)} if lists == "columns" else {})
 
+    @property
+    def settle_options(self) -> dict[str, int]:
+        """More of them for kernels that settle thresholds.
+
+        Registers for three programs of 4 warps on a multiprocessor, as without settling: what the compiler keeps in
+        more of them is addresses for after the loop over tiles. Above d = 64 there is not the shared memory for three.
+        """
+        return {"maxnreg": 168} if self.tiles.num_warps == 4 and self.q.shape[3] <= 64 else {}
+
 
 def _pitches(x: Tensor) -> tuple[int, ...]:
     """Return the strides of batch, head and row; 0 where there is one only and its stride may be anything."""
@@ -269,12 +280,9 @@ def histogram(problem: Problem, max_iterations: int = MAX_ITERATIONS) -> tuple[T
     return _threshold(histogram_kernel, problem, True, max_iterations)
 
 
-@register("columns", lists="columns")
-def column_lists(problem: Problem, max_iterations: int = MAX_ITERATIONS) -> tuple[Tensor, Tensor | None]:
-    """Group maxima's bound, and the keys that pass it for any query of a block (this project)."""
+def _listed(problem: Problem, settle: Settle | None, max_iterations: int) -> tuple[Tensor, Tensor]:
+    """Return theta, a step short with ``settle``, and lists of columns."""
     q, n_k = problem.q, problem.k.shape[2]
-    if problem.alpha_kind == "1" or problem.scores is not None:  # softmax has no zeros; stored scores need no list
-        return _threshold(halley_kernel, problem, False, max_iterations)
     tiles = choose_column_tiles(q.shape[3], q.dtype)
     floor = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
     coarse = problem.retiled(tiles.bound)
@@ -293,8 +301,25 @@ def column_lists(problem: Problem, max_iterations: int = MAX_ITERATIONS) -> tupl
     theta = torch.empty_like(floor)
     wide = problem.retiled(tiles.solve)
     inputs, sizes = wide.inputs("columns", query_tiles=lists), wide.sizes()
-    listed_kernel[wide.query_grid()](inputs, sizes, floor, theta, max_iterations, **wide.options)
+    options = wide.options | ({} if settle is None else wide.settle_options)
+    listed_kernel[wide.query_grid()](inputs, sizes, floor, theta, settle, max_iterations, **options)
     return theta, lists
+
+
+def _near_columns(problem: Problem, max_iterations: int = MAX_ITERATIONS) -> tuple[Tensor, Tensor, Settle]:
+    """Return theta a step short, lists of columns, and what the output's pass needs to take the step."""
+    step = torch.empty(problem.q.shape[:3], dtype=torch.float32, device=problem.q.device)
+    root = math.sqrt(torch.finfo(problem.q.dtype).eps)
+    settle = Settle(step, tl.constexpr(MAX_ITERATIONS), tl.constexpr(root))
+    return *_listed(problem, settle, max_iterations), settle
+
+
+@register("columns", lists="columns", approach=_near_columns)
+def column_lists(problem: Problem, max_iterations: int = MAX_ITERATIONS) -> tuple[Tensor, Tensor | None]:
+    """Group maxima's bound, and the keys that pass it for any query of a block (this project)."""
+    if problem.alpha_kind == "1" or problem.scores is not None:  # softmax has no zeros; stored scores need no list
+        return _threshold(halley_kernel, problem, False, max_iterations)
+    return _listed(problem, None, max_iterations)
 
 
 def _compact(problem: Problem, bits: Tensor, lists: Tensor, first_head: int, keys: bool) -> None:
@@ -324,17 +349,26 @@ def kind_of_lists(method: str, lists: Tensor | None) -> str | None:
     return None if lists is None else THRESHOLDS[method].lists
 
 
-def forward_output(
-    problem: Problem, theta: Tensor, method: str, lists: Tensor | None, need_out2: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Return O and, if asked for, O2, (B, H, N_q, D) in q's dtype; ``lists`` are what the method left."""
+def settles(problem: Problem) -> bool:
+    """Tell whether the output's pass may take the last step to theta: 16 bits hide what that leaves (see settle.py)."""
+    return problem.alpha_kind == "1.5" and problem.q.dtype != torch.float32 and problem.scores is None
+
+
+def forward(method: str, problem: Problem, need_out2: bool) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+    """Return O and, if asked for, O2, (B, H, N_q, D) in q's dtype; theta and work lists as ``threshold`` does."""
+    entry, settle = THRESHOLDS[method], None
+    if entry.approach is not None and settles(problem):
+        theta, lists, settle = entry.approach(problem)
+    else:
+        theta, lists = threshold(method, problem)
     q = problem.q
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     out2 = torch.empty(q.shape, dtype=q.dtype, device=q.device) if need_out2 else None
     kind = kind_of_lists(method, lists)
-    inputs, options = problem.inputs(kind, query_tiles=lists), problem.visit_options(kind)
-    output_kernel[problem.query_grid()](inputs, problem.sizes(), theta, out, out2, **options)
-    return out, out2
+    inputs = problem.inputs(kind, query_tiles=lists)
+    options = problem.visit_options(kind) | ({} if settle is None else problem.settle_options)
+    output_kernel[problem.query_grid()](inputs, problem.sizes(), theta, out, out2, settle, **options)
+    return out, out2, theta, lists
 
 
 def backward_gradients(

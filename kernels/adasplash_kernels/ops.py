@@ -42,11 +42,9 @@ def forward(
         if decode.suits(problem):
             out, theta = decode.decode(problem, method)
         else:
-            theta, lists = launch.threshold(method, problem)
-            out, _ = launch.forward_output(problem, theta, method, lists, need_out2=False)
+            out, _, theta, _ = launch.forward(method, problem, need_out2=False)
         return out, q.new_empty(0), theta, _no_lists(q)
-    theta, lists = launch.threshold(method, problem)
-    out, out2 = launch.forward_output(problem, theta, method, lists, need_out2=True)
+    out, out2, theta, lists = launch.forward(method, problem, need_out2=True)
     return out, out2, theta, _no_lists(q) if lists is None else lists
 
 

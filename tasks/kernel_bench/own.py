@@ -29,5 +29,6 @@ def _limited(method: str, iterations: int) -> str:
 
     name = f"{method}_{iterations}_iterations"
     entry = THRESHOLDS[method]
-    THRESHOLDS.setdefault(name, replace(entry, solve=partial(entry.solve, max_iterations=iterations)))
+    limited = replace(entry, solve=partial(entry.solve, max_iterations=iterations), approach=None)
+    THRESHOLDS.setdefault(name, limited)
     return name

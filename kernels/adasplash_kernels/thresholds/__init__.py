@@ -27,17 +27,25 @@ class Threshold:
         solve: ``problem -> theta``, or ``problem -> (theta, lists)`` if it leaves lists; they may be None.
         lists: what it leaves: "tiles", a bit mask (B * H, query blocks, words) int32 of those that hold weights, see
             worklists/tiles.py; "columns", (B * H, query blocks, entries) int32, see worklists/columns.py; or nothing.
+        approach: ``problem -> (theta, lists, settle)`` with thetas a step short, for calls where the output's pass may
+            take that step (see settle.py); None if there is no such thing.
     """
 
     solve: Callable[[Problem], Any]
     lists: Literal["tiles", "columns"] | None = None
+    approach: Callable[[Problem], Any] | None = None
 
 
 THRESHOLDS: dict[str, Threshold] = {}
 
 
-def register(name: str, *, lists: Literal["tiles", "columns"] | None = None) -> Callable[[Callable], Callable]:
-    """Return a decorator that makes a function the method ``name``.
+def register(
+    name: str,
+    *,
+    lists: Literal["tiles", "columns"] | None = None,
+    approach: Callable[[Problem], Any] | None = None,
+) -> Callable[[Callable], Callable]:
+    """Return a decorator that makes a function the method ``name``; the rest as for ``Threshold``.
 
     Raises:
         ValueError: the name is taken.
@@ -46,7 +54,7 @@ def register(name: str, *, lists: Literal["tiles", "columns"] | None = None) -> 
         raise ValueError(f"name: {name!r} is taken")
 
     def keep(solve: Callable) -> Callable:
-        THRESHOLDS[name] = Threshold(solve, lists)
+        THRESHOLDS[name] = Threshold(solve, lists, approach)
         return solve
 
     return keep

@@ -12,12 +12,13 @@ import triton
 import triton.language as tl
 
 from ..inputs import open_sizes
-from ..mapping import load_exponent, norm_gap, weights
+from ..mapping import load_exponent, weights
 from ..scores import largest, load_queries, load_theta, query_block, row_max, threshold_scores
 from ..worklists.sweep import edge_tile, sweep, sweep_scores
 from ..worklists.walk import query_list
 from .lower_bound import rise
-from .refine import last_step, store_theta
+from .refine import store_theta
+from .settle import newton_step, next_step, resolved_step, settled_step
 
 _NEWTON_STEPS = tl.constexpr(4)  # more leave the number of survivors as it is, to four digits
 
@@ -61,7 +62,7 @@ def bound_kernel(x, size, floor_out, GROUPS: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["max_iterations"])
-def listed_kernel(x, size, floor_in, theta_out, max_iterations):
+def listed_kernel(x, size, floor_in, theta_out, settle, max_iterations):
     """Write theta for one block of queries of one head, solved on its list of columns from a lower bound.
 
     Newton's steps on the norm of the weights rise to theta and never pass it (see lower_bound.py): no bracket is
@@ -69,6 +70,7 @@ def listed_kernel(x, size, floor_in, theta_out, max_iterations):
 
     Args:
         floor_in: (B, H, N_q) float32, the bound; ``+inf`` for rows that see no key.
+        settle: None, or what says when to stop a step short of theta and where to write the last step (see settle.py).
     """
     size = open_sizes(x, size)
     at = query_block(x, size)
@@ -78,7 +80,7 @@ def listed_kernel(x, size, floor_in, theta_out, max_iterations):
     theta = load_theta(floor_in, size, at)
     empty = theta == float("inf")
     theta = tl.where(empty, 0.0, theta)
-    tolerance = tl.maximum(last_step(a, x.ALPHA), 1.2e-7 * tl.abs(theta))  # what is left is below float32's resolution
+    step = tl.full((x.BLOCK_M,), float("inf"), tl.float32)
     iteration = 0
     unfinished = 1
     while (unfinished > 0) & (iteration < max_iterations):
@@ -88,10 +90,15 @@ def listed_kernel(x, size, floor_in, theta_out, max_iterations):
             p, u = weights(threshold_scores(x, size, at, q, walk, tile), size.scale, theta[:, None], a, x.ALPHA)
             total += tl.sum(p, 1)
             slope += tl.sum(u, 1)
-        # not clamped at zero: the last step may take back what rounding added to an earlier one
-        gap, factor = norm_gap(tl.maximum(total, 1e-30), a, x.ALPHA)
-        step = gap / (factor * tl.maximum(slope, 1e-30))
+        before = step
+        step = newton_step(total, slope, a, x.ALPHA)
         theta += step
-        unfinished = tl.max(((tl.abs(step) > tolerance) & ~empty).to(tl.int32), 0)  # false for NaN, which must not hang
+        again = tl.abs(step) > resolved_step(theta, a, x.ALPHA)
+        if settle is not None:
+            again = again & (next_step(step, before) > settled_step(theta, step, a, x.ALPHA, settle.ROOT))
+        # NaN must not hang: it is not always in the step, since a GPU's maximum drops it
+        unfinished = tl.max((again & ~empty & (theta == theta)).to(tl.int32), 0)
         iteration += 1
     store_theta(theta_out, size, at, tl.where(empty, float("inf"), theta))
+    if settle is not None:
+        store_theta(settle.step, size, at, step)
