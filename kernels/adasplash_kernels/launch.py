@@ -226,16 +226,19 @@ class Problem:
 
         The gradient of keys and values gathers queries, and there it pays.
         """
-        return self.options | ({"num_stages": min(self.tiles.num_stages, 2)} if lists == "columns" else {})
+        if lists != "columns":
+            return self.options
+        return self.options | self.listed_options | {"num_stages": min(self.tiles.num_stages, 2)}
 
     @property
-    def settle_options(self) -> dict[str, int]:
-        """More of them for kernels that settle thresholds.
+    def listed_options(self) -> dict[str, int]:
+        """More of them for kernels that walk lists of columns.
 
-        Registers for three programs of 4 warps on a multiprocessor, as without settling: what the compiler keeps in
-        more of them is addresses for after the loop over tiles. Above d = 64 there is not the shared memory for three.
+        Registers for three programs of 4 warps on a multiprocessor: what the compiler would keep in a few more of them
+        is addresses for after the loop over tiles. Above d = 64 there is not the shared memory for three.
         """
-        return {"maxnreg": 168} if self.tiles.num_warps == 4 and self.q.shape[3] <= 64 else {}
+        fits = self.tiles.num_warps == 4 and self.q.shape[3] <= 64 and self.q.dtype != torch.float32
+        return {"maxnreg": 168} if fits else {}
 
 
 def _pitches(x: Tensor) -> tuple[int, ...]:
@@ -301,7 +304,7 @@ def _listed(problem: Problem, settle: Settle | None, max_iterations: int) -> tup
     theta = torch.empty_like(floor)
     wide = problem.retiled(tiles.solve)
     inputs, sizes = wide.inputs("columns", query_tiles=lists), wide.sizes()
-    options = wide.options | ({} if settle is None else wide.settle_options)
+    options = wide.options | wide.listed_options
     listed_kernel[wide.query_grid()](inputs, sizes, floor, theta, settle, max_iterations, **options)
     return theta, lists
 
@@ -365,8 +368,7 @@ def forward(method: str, problem: Problem, need_out2: bool) -> tuple[Tensor, Ten
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     out2 = torch.empty(q.shape, dtype=q.dtype, device=q.device) if need_out2 else None
     kind = kind_of_lists(method, lists)
-    inputs = problem.inputs(kind, query_tiles=lists)
-    options = problem.visit_options(kind) | ({} if settle is None else problem.settle_options)
+    inputs, options = problem.inputs(kind, query_tiles=lists), problem.visit_options(kind)
     output_kernel[problem.query_grid()](inputs, problem.sizes(), theta, out, out2, settle, **options)
     return out, out2, theta, lists
 
