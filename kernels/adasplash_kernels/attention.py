@@ -51,9 +51,10 @@ def entmax_attention(
         method: ``"eager"`` is dense PyTorch; the others are Triton (CUDA, or CPU under ``TRITON_INTERPRET=1``):
             ``"adasplash"`` solves for the threshold by Halley-bisection and skips tiles without weights through a bit
             mask, ``"adasplash_nomask"`` skips none, ``"adasplash2"`` starts from a histogram of the scores and skips
-            tiles, ``"columns"`` lists the single keys that a block of queries can use. ``"auto"`` is eager on CPU and
-            for float64; on CUDA ``"columns"`` for long sequences and ``"adasplash_nomask"`` for short ones (see
-            ``dispatch.fastest_kernel``).
+            tiles, ``"columns"`` lists the single keys that a block of queries can use, from a bound by the maxima of
+            groups of scores, and ``"columns_nolist"`` starts from that bound but visits all keys. ``"auto"`` is eager
+            on CPU and for float64; on CUDA ``"columns"`` for long sequences and ``"columns_nolist"`` for short ones
+            (see ``dispatch.fastest_kernel``).
         deterministic: every method adds in a fixed order, so True, False and None give the same bits.
 
     Under autocast q, k and v are cast to its dtype.

@@ -83,19 +83,20 @@ def grad_query_kernel(x, size, up, out2, dq, d_alpha, masks, used):
         used, used_step = words_of_queries(x, size, at.head_index, at.index, used)
     acc = tl.zeros((x.BLOCK_M, x.BLOCK_D), tl.float32)
     to_alpha = tl.zeros((x.BLOCK_M,), tl.float32)
-    begin, end = run_range(walk, x.LISTS)
-    for number in range(begin, end):
-        state, count = run(walk, number, x.LISTS)
-        for i in range(count):
-            tile, state = next_tile(walk, number, state, i, x.LISTS)
-            _keys, k, v, raw = load_tile(x, size, at, q, walk, tile)
-            p, u = weights(raw, size.scale, theta[:, None], a, x.ALPHA)
-            if masks is not None:  # here, where few other numbers are in registers
-                mark_queries(x, walk, tile, masks, used, used_step, u)
-            centred = _centred(d_out, v, delta)
-            acc = dot((u * centred).to(k.dtype), k, acc)
-            if d_alpha is not None:
-                to_alpha += tl.sum(centred * alpha_slope(p, u, a), 1)
+    for part in tl.static_range(x.FIRST_PART, x.PARTS_END):
+        begin, end = run_range(walk, x.LISTS)
+        for number in range(begin, end):
+            state, count = run(walk, number, x.LISTS, part, x.BLOCK_N)
+            for i in range(count):
+                tile, state = next_tile(walk, number, state, i, x.LISTS, part, x.BLOCK_N)
+                _keys, k, v, raw = load_tile(x, size, at, q, walk, tile, part)
+                p, u = weights(raw, size.scale, theta[:, None], a, x.ALPHA)
+                if masks is not None:  # here, where few other numbers are in registers
+                    mark_queries(x, walk, tile, masks, used, used_step, u)
+                centred = _centred(d_out, v, delta)
+                acc = dot((u * centred).to(k.dtype), k, acc)
+                if d_alpha is not None:
+                    to_alpha += tl.sum(centred * alpha_slope(p, u, a), 1)
     store_rows(x, dq + base * x.d, acc * size.scale, at.rows, size.n_q)
     if d_alpha is not None:
         tl.store(d_alpha + base + at.rows, to_alpha, mask=at.rows < size.n_q)
@@ -116,21 +117,22 @@ def grad_key_value_kernel(x, size, up, dk, dv):
         q_base = x.q + at.batch * size.q_batch + head * size.q_head
         numbers = (at.batch * size.heads + head) * size.n_q
         walk = key_list(x, size, at, head)
-        begin, end = run_range(walk, x.LISTS)
-        for number in range(begin, end):
-            state, count = run(walk, number, x.LISTS)
-            for i in range(count):
-                tile, state = next_tile(walk, number, state, i, x.LISTS)
-                rows = members(walk, tile, x.BLOCK_M, x.LISTS)
-                q = load_rows(x, q_base, rows, size.q_row, size.n_q)
-                d_out = _load_d_out(x, size, up, at.batch, head, rows)
-                theta = tl.load(up.theta + numbers + rows, mask=rows < size.n_q, other=float("inf"))
-                delta = tl.load(up.delta + numbers + rows, mask=rows < size.n_q, other=0.0)
-                raw = key_scores(x, size, at, head, q, k, walk, tile)
-                p, u = weights(raw, size.scale, theta[:, None], a, x.ALPHA)
-                ds = u * _centred(d_out, v, delta)
-                acc_v = dot(tl.trans(p.to(d_out.dtype)), d_out, acc_v)
-                acc_k = dot(tl.trans(ds.to(q.dtype)), q, acc_k)
+        for part in tl.static_range(x.FIRST_PART, x.PARTS_END):
+            begin, end = run_range(walk, x.LISTS)
+            for number in range(begin, end):
+                state, count = run(walk, number, x.LISTS, part, x.BLOCK_M)
+                for i in range(count):
+                    tile, state = next_tile(walk, number, state, i, x.LISTS, part, x.BLOCK_M)
+                    rows = members(walk, tile, x.BLOCK_M, x.LISTS)
+                    q = load_rows(x, q_base, rows, size.q_row, size.n_q)
+                    d_out = _load_d_out(x, size, up, at.batch, head, rows)
+                    theta = tl.load(up.theta + numbers + rows, mask=rows < size.n_q, other=float("inf"))
+                    delta = tl.load(up.delta + numbers + rows, mask=rows < size.n_q, other=0.0)
+                    raw = key_scores(x, size, at, head, q, k, walk, tile, part)
+                    p, u = weights(raw, size.scale, theta[:, None], a, x.ALPHA)
+                    ds = u * _centred(d_out, v, delta)
+                    acc_v = dot(tl.trans(p.to(d_out.dtype)), d_out, acc_v)
+                    acc_k = dot(tl.trans(ds.to(q.dtype)), q, acc_k)
     base = at.head_index * size.n_k * x.d
     store_rows(x, dk + base, acc_k * size.scale, at.rows, size.n_k)
     store_rows(x, dv + base, acc_v, at.rows, size.n_k)

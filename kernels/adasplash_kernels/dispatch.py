@@ -9,11 +9,12 @@ from .arguments import KERNEL_DTYPES
 from .thresholds import THRESHOLDS
 
 # What "auto" takes on CUDA: the keys a query sees from which lists of columns pay, by the largest head dim this is for.
-# From a few timings on an H200 (docs/performance.md), above d = 128 a guess; nothing is tuned or timed at run time.
+# From a few timings on an H200 (docs/performance.md), above d = 128 a guess, as is what is taken below; nothing is
+# tuned or timed at run time.
 COLUMNS_FROM = ((128, 4096), (256, 8192))
-COLUMNS_QUERIES = 64  # with fewer queries two passes over all keys for a list are not made up for
+COLUMNS_QUERIES = 64  # with fewer queries the large blocks of the bound stay empty
 
-METHODS = ("auto", "eager", "adasplash", "adasplash_nomask", "adasplash2", "columns")
+METHODS = ("auto", "eager", "adasplash", "adasplash_nomask", "adasplash2", "columns", "columns_nolist")
 
 
 def fastest_kernel(queries: int, visible: int, head_dim: int) -> str:
@@ -24,8 +25,10 @@ def fastest_kernel(queries: int, visible: int, head_dim: int) -> str:
         visible: the most keys that a query may see, as far as shapes tell.
         head_dim: D.
     """
+    if queries < COLUMNS_QUERIES:
+        return "adasplash_nomask"
     pays = next(keys for largest, keys in COLUMNS_FROM if head_dim <= largest)
-    return "columns" if queries >= COLUMNS_QUERIES and visible >= pays else "adasplash_nomask"
+    return "columns" if visible >= pays else "columns_nolist"
 
 
 def choose_method(method: str, x: Tensor, name: str, kernel: str = "adasplash2") -> str:

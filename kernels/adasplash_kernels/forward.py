@@ -20,19 +20,20 @@ def _visit(x, size, at, q, walk, theta, a, U: tl.constexpr, TOTAL: tl.constexpr)
     acc2 = tl.zeros((x.BLOCK_M, x.BLOCK_D), tl.float32)
     u_sum = tl.zeros((x.BLOCK_M,), tl.float32)
     total = tl.zeros((x.BLOCK_M,), tl.float32)
-    begin, end = run_range(walk, x.LISTS)
-    for number in range(begin, end):
-        state, count = run(walk, number, x.LISTS)
-        for i in range(count):
-            tile, state = next_tile(walk, number, state, i, x.LISTS)
-            _keys, _k, v, raw = load_tile(x, size, at, q, walk, tile)
-            p, u = weights(raw, size.scale, theta[:, None], a, x.ALPHA)
-            if TOTAL:
-                total += tl.sum(p, 1)  # before the products, so that p need not outlive them
-            acc = dot(p.to(v.dtype), v, acc)
-            if U:
-                acc2 = dot(u.to(v.dtype), v, acc2)
-                u_sum += tl.sum(u, 1)
+    for part in tl.static_range(x.FIRST_PART, x.PARTS_END):
+        begin, end = run_range(walk, x.LISTS)
+        for number in range(begin, end):
+            state, count = run(walk, number, x.LISTS, part, x.BLOCK_N)
+            for i in range(count):
+                tile, state = next_tile(walk, number, state, i, x.LISTS, part, x.BLOCK_N)
+                _keys, _k, v, raw = load_tile(x, size, at, q, walk, tile, part)
+                p, u = weights(raw, size.scale, theta[:, None], a, x.ALPHA)
+                if TOTAL:
+                    total += tl.sum(p, 1)  # before the products, so that p need not outlive them
+                acc = dot(p.to(v.dtype), v, acc)
+                if U:
+                    acc2 = dot(u.to(v.dtype), v, acc2)
+                    u_sum += tl.sum(u, 1)
     return acc, acc2, u_sum, total
 
 

@@ -23,6 +23,7 @@ class Inputs(NamedTuple):
         query_tiles, key_tiles: work lists, or None to visit all tiles: bit masks of tiles (see worklists/tiles.py) or
             lists of columns (see worklists/columns.py).
         LISTS: which of these they are: "all", "tiles" or "columns".
+        FIRST_PART, PARTS_END: the parts in which a kernel goes through a block's tiles (see worklists/walk.py).
         d: head dim.
         ALPHA: "1", "1.5", "2" or "any".
         EVEN_D: whether D is BLOCK_D, so that columns need no mask.
@@ -44,6 +45,8 @@ class Inputs(NamedTuple):
     key_tiles: Any
     d: int
     LISTS: tl.constexpr
+    FIRST_PART: tl.constexpr
+    PARTS_END: tl.constexpr
     ALPHA: tl.constexpr
     EVEN_D: tl.constexpr
     ALIGNED: tl.constexpr

@@ -25,7 +25,7 @@ from .thresholds.settle import Settle
 from .worklists.columns import WORD, compact_kernel, count_kernel, emit_kernel, share_kernel
 from .worklists.marks import fold_kernel, list_tiles
 from .worklists.tiles import transpose, words
-from .worklists.walk import HEADER
+from .worklists.walk import EDGES, HEADER, MIXED
 
 DENSEST = 2 / 3  # of the rows a block sees: a guess at where gathering stops paying
 ENTRIES = 2560  # of a list of columns, the most on average over the blocks of a head
@@ -77,12 +77,14 @@ class ColumnTiles:
         groups: maxima a query that it keeps; its keys are a multiple.
         emit: of the pass that marks keys; its queries are a multiple of a block's.
         solve: of the solve on the lists, of a block's queries.
+        scan: of the solve on all keys, where there are no lists.
     """
 
     bound: Tiles
     groups: int
     emit: Tiles
     solve: Tiles
+    scan: Tiles
 
 
 def choose_column_tiles(head_dim: int, dtype: torch.dtype) -> ColumnTiles:
@@ -92,14 +94,18 @@ def choose_column_tiles(head_dim: int, dtype: torch.dtype) -> ColumnTiles:
     does with its own; what spills is in the loop that masks (docs/performance.md).
     """
     if INTERPRETED:
-        return ColumnTiles(Tiles(32, 32, 1), 16, Tiles(32, 32, 1), Tiles(16, 32, 1))
+        return ColumnTiles(Tiles(32, 32, 1), 16, Tiles(32, 32, 1), Tiles(16, 32, 1), Tiles(32, 16, 1))
     if dtype == torch.float32:
-        return ColumnTiles(Tiles(32, 32, 8, 1), 32, Tiles(32, 32, 8, 1), Tiles(32, 32, 8, 1))
+        small = Tiles(32, 32, 8, 1)
+        return ColumnTiles(small, 32, small, small, small)
     if head_dim <= 64:
-        return ColumnTiles(Tiles(256, 64, 8, 3, 128), 32, Tiles(128, 64, 4, 3, 168), Tiles(64, 128, 4, 3))
+        bound, emit = Tiles(256, 64, 8, 3, 128), Tiles(128, 64, 4, 3, 168)
+        return ColumnTiles(bound, 32, emit, Tiles(64, 128, 4, 3), Tiles(128, 64, 8, 3, 128))
     if head_dim <= 128:
-        return ColumnTiles(Tiles(256, 64, 8, 3, 128), 32, Tiles(128, 64, 4, 3), Tiles(64, 128, 4, 3))
-    return ColumnTiles(Tiles(128, 64, 8, 2), 32, Tiles(128, 64, 8, 2), Tiles(64, 32, 8, 1))
+        bound, emit = Tiles(256, 64, 8, 3, 128), Tiles(128, 64, 4, 3)
+        return ColumnTiles(bound, 32, emit, Tiles(64, 128, 4, 3), Tiles(128, 64, 8, 3, 128))
+    wide = Tiles(128, 64, 8, 2)
+    return ColumnTiles(wide, 32, wide, Tiles(64, 32, 8, 1), wide)
 
 
 def column_list_size(blocks: int, n: int) -> int:
@@ -152,16 +158,20 @@ class Problem:
         block_d = max(16, triton.next_power_of_2(q.shape[3]))
         return Inputs(
             q, k, v, self.scores, self.alpha, slopes, self.key_starts, self.key_lengths, *spans, None, None, q.shape[3],
-            tl.constexpr("all"), tl.constexpr(self.alpha_kind), tl.constexpr(q.shape[3] == block_d), _aligned(q, k, v),
-            tl.constexpr(block_d), tl.constexpr(tiles.block_m), tl.constexpr(tiles.block_n),
+            tl.constexpr("all"), EDGES, MIXED, tl.constexpr(self.alpha_kind), tl.constexpr(q.shape[3] == block_d),
+            _aligned(q, k, v), tl.constexpr(block_d), tl.constexpr(tiles.block_m), tl.constexpr(tiles.block_n),
         )  # fmt: skip
 
     def inputs(
         self, lists: str | None = None, *, query_tiles: Tensor | None = None, key_tiles: Tensor | None = None
     ) -> Inputs:
         """Return what kernels are given, with the work lists to use: "tiles" or "columns", by default none."""
-        kind = tl.constexpr(lists or "all")
-        return self._inputs._replace(query_tiles=query_tiles, key_tiles=key_tiles, LISTS=kind)
+        if lists is None:
+            return self._inputs
+        return self._inputs._replace(
+            query_tiles=query_tiles, key_tiles=key_tiles, LISTS=tl.constexpr(lists), FIRST_PART=MIXED,
+            PARTS_END=tl.constexpr(MIXED.value + 1),
+        )  # fmt: skip
 
     @cached_property
     def _sizes(self) -> Sizes:
@@ -283,38 +293,51 @@ def histogram(problem: Problem, max_iterations: int = MAX_ITERATIONS) -> tuple[T
     return _threshold(histogram_kernel, problem, True, max_iterations)
 
 
-def _listed(problem: Problem, settle: Settle | None, max_iterations: int) -> tuple[Tensor, Tensor]:
-    """Return theta, a step short with ``settle``, and lists of columns."""
-    q, n_k = problem.q, problem.k.shape[2]
-    tiles = choose_column_tiles(q.shape[3], q.dtype)
-    floor = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
+def _floor(problem: Problem) -> Tensor:
+    """Return a lower bound of theta (B, H, N_q) float32, from group maxima; ``+inf`` where a row sees no key."""
+    tiles = choose_column_tiles(problem.q.shape[3], problem.q.dtype)
+    floor = torch.empty(problem.q.shape[:3], dtype=torch.float32, device=problem.q.device)
     coarse = problem.retiled(tiles.bound)
     bound_kernel[coarse.query_grid()](coarse.inputs(), coarse.sizes(), floor, tiles.groups, **coarse.options)
+    return floor
 
-    coarse, block_m = problem.retiled(tiles.emit), problem.tiles.block_m
+
+def _lists(problem: Problem, floor: Tensor) -> Tensor:
+    """Return the lists of columns that a floor leaves, (B * H, numbers) int32; see worklists/columns.py."""
+    n_k, block_m = problem.k.shape[2], problem.tiles.block_m
+    coarse = problem.retiled(choose_column_tiles(problem.q.shape[3], problem.q.dtype).emit)
     blocks, words_each = problem.query_blocks, triton.cdiv(n_k, WORD)
     # zeros: it is an output of a custom op, which must be a function of its inputs even where nothing reads it
-    lists = torch.zeros(problem.heads, column_list_size(blocks, n_k), dtype=torch.int32, device=q.device)
+    lists = torch.zeros(problem.heads, column_list_size(blocks, n_k), dtype=torch.int32, device=floor.device)
     for start, count in problem.head_chunks(2 * blocks * words_each):
-        bits = torch.empty(count, blocks, words_each, dtype=torch.int16, device=q.device)
+        bits = torch.empty(count, blocks, words_each, dtype=torch.int16, device=floor.device)
         inputs, sizes = coarse.inputs(), coarse.sizes(start)
         emit_kernel[coarse.query_grid(count)](inputs, sizes, floor, bits, blocks, words_each, block_m, **coarse.options)
         _compact(problem, bits, lists[start : start + count], start, keys=False)
+    return lists
 
+
+def _risen(problem: Problem, floor: Tensor, lists: Tensor | None, settle: Settle | None, max_iterations: int) -> Tensor:
+    """Return theta, a step short with ``settle``, solved on lists of columns or on all keys."""
+    tiles, kind = choose_column_tiles(problem.q.shape[3], problem.q.dtype), None if lists is None else "columns"
+    wide = problem.retiled(tiles.scan if lists is None else tiles.solve)
     theta = torch.empty_like(floor)
-    wide = problem.retiled(tiles.solve)
-    inputs, sizes = wide.inputs("columns", query_tiles=lists), wide.sizes()
-    options = wide.options | wide.listed_options
+    inputs, sizes = wide.inputs(kind, query_tiles=lists), wide.sizes()
+    options = wide.options | ({} if lists is None else wide.listed_options)
     listed_kernel[wide.query_grid()](inputs, sizes, floor, theta, settle, max_iterations, **options)
-    return theta, lists
+    return theta
+
+
+def _settle(problem: Problem) -> Settle:
+    step = torch.empty(problem.q.shape[:3], dtype=torch.float32, device=problem.q.device)
+    return Settle(step, tl.constexpr(MAX_ITERATIONS), tl.constexpr(math.sqrt(torch.finfo(problem.q.dtype).eps)))
 
 
 def _near_columns(problem: Problem, max_iterations: int = MAX_ITERATIONS) -> tuple[Tensor, Tensor, Settle]:
     """Return theta a step short, lists of columns, and what the output's pass needs to take the step."""
-    step = torch.empty(problem.q.shape[:3], dtype=torch.float32, device=problem.q.device)
-    root = math.sqrt(torch.finfo(problem.q.dtype).eps)
-    settle = Settle(step, tl.constexpr(MAX_ITERATIONS), tl.constexpr(root))
-    return *_listed(problem, settle, max_iterations), settle
+    floor, settle = _floor(problem), _settle(problem)
+    lists = _lists(problem, floor)
+    return _risen(problem, floor, lists, settle, max_iterations), lists, settle
 
 
 @register("columns", lists="columns", approach=_near_columns)
@@ -322,7 +345,23 @@ def column_lists(problem: Problem, max_iterations: int = MAX_ITERATIONS) -> tupl
     """Group maxima's bound, and the keys that pass it for any query of a block (this project)."""
     if problem.alpha_kind == "1" or problem.scores is not None:  # softmax has no zeros; stored scores need no list
         return _threshold(halley_kernel, problem, False, max_iterations)
-    return _listed(problem, None, max_iterations)
+    floor = _floor(problem)
+    lists = _lists(problem, floor)
+    return _risen(problem, floor, lists, None, max_iterations), lists
+
+
+def _near_columns_nolist(problem: Problem, max_iterations: int = MAX_ITERATIONS) -> tuple[Tensor, None, Settle]:
+    """The same without lists."""
+    settle = _settle(problem)
+    return _risen(problem, _floor(problem), None, settle, max_iterations), None, settle
+
+
+@register("columns_nolist", approach=_near_columns_nolist)
+def columns_without_lists(problem: Problem, max_iterations: int = MAX_ITERATIONS) -> Tensor:
+    """Group maxima's bound, and Newton's steps on all keys: for rows too short for lists to pay."""
+    if problem.alpha_kind == "1" or problem.scores is not None:
+        return _threshold(halley_kernel, problem, False, max_iterations)[0]
+    return _risen(problem, _floor(problem), None, None, max_iterations)
 
 
 def _compact(problem: Problem, bits: Tensor, lists: Tensor, first_head: int, keys: bool) -> None:

@@ -14,7 +14,7 @@ from .inputs import open_sizes
 from .launch import Problem, choose_row_tiles, threshold
 from .mapping import alpha_slope, load_exponent, weights
 from .scores import load_theta, query_block, threshold_scores
-from .worklists.walk import all_tiles
+from .worklists.walk import MIXED, all_tiles
 
 
 @triton.jit
@@ -33,7 +33,7 @@ def _weights_kernel(x, size, theta_in, out):
     a = load_exponent(x, size, at.head)
     theta = load_theta(theta_in, size, at)[:, None]
     for tile in range(at.first, at.last):
-        p, _u = weights(threshold_scores(x, size, at, 0.0, all_tiles(at), tile), size.scale, theta, a, x.ALPHA)
+        p, _u = weights(threshold_scores(x, size, at, 0.0, all_tiles(at), tile, MIXED), size.scale, theta, a, x.ALPHA)
         offsets, keep = _places(x, size, at, tile)
         tl.store(out + offsets, p.to(out.dtype.element_ty), mask=keep)
 
@@ -48,14 +48,14 @@ def _gradient_kernel(x, size, theta_in, d_out, d_scores, d_alpha):
     total = tl.zeros((x.BLOCK_M,), tl.float32)
     product = tl.zeros((x.BLOCK_M,), tl.float32)
     for tile in range(at.first, at.last):
-        _p, u = weights(threshold_scores(x, size, at, 0.0, all_tiles(at), tile), size.scale, theta, a, x.ALPHA)
+        _p, u = weights(threshold_scores(x, size, at, 0.0, all_tiles(at), tile, MIXED), size.scale, theta, a, x.ALPHA)
         offsets, keep = _places(x, size, at, tile)
         total += tl.sum(u, 1)
         product += tl.sum(u * tl.load(d_out + offsets, mask=keep, other=0.0).to(tl.float32), 1)
     delta = product / tl.where(total == 0.0, 1.0, total)
     to_alpha = tl.zeros((x.BLOCK_M,), tl.float32)
     for tile in range(at.first, at.last):
-        p, u = weights(threshold_scores(x, size, at, 0.0, all_tiles(at), tile), size.scale, theta, a, x.ALPHA)
+        p, u = weights(threshold_scores(x, size, at, 0.0, all_tiles(at), tile, MIXED), size.scale, theta, a, x.ALPHA)
         offsets, keep = _places(x, size, at, tile)
         centred = tl.load(d_out + offsets, mask=keep, other=0.0).to(tl.float32) - delta[:, None]
         tl.store(d_scores + offsets, (u * centred).to(d_scores.dtype.element_ty), mask=keep)

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from .spans import inner_range, key_span, query_span, tile_range
-from .worklists.walk import crosses_edge, members
+from .worklists.walk import EDGES, MIXED, crosses_edge, members
 
 _INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
@@ -182,7 +182,30 @@ def raw_scores(x, q, k, slope, distance):
 
 
 @triton.jit
-def query_scores(x, size, at, q, k, walk, tile):
+def _hidden(walk, tile, raw, low, high, BLOCK: tl.constexpr, LISTS: tl.constexpr, AXIS: tl.constexpr):
+    rows = members(walk, tile, BLOCK, LISTS)  # again, so that no other tile pays for it
+    rows = tl.expand_dims(rows, 1 - AXIS)
+    seen = (rows >= tl.expand_dims(low, AXIS)) & (rows < tl.expand_dims(high, AXIS))
+    return tl.where(seen, raw, float("-inf"))
+
+
+@triton.jit
+def _mask(walk, tile, raw, low, high, PART: tl.constexpr, BLOCK: tl.constexpr, LISTS: tl.constexpr, AXIS: tl.constexpr):
+    """Put ``-inf`` where the mask of attention forbids a pair of a tile, unless its part says that there is none.
+
+    Args:
+        low, high: what each row of the block sees, along the axis that is not AXIS, which is the tile's.
+    """
+    if PART == MIXED:
+        if crosses_edge(walk, tile, BLOCK):
+            raw = _hidden(walk, tile, raw, low, high, BLOCK, LISTS, AXIS)
+    elif PART == EDGES:
+        raw = _hidden(walk, tile, raw, low, high, BLOCK, LISTS, AXIS)
+    return raw
+
+
+@triton.jit
+def query_scores(x, size, at, q, k, walk, tile, PART: tl.constexpr):
     """One tile of scores for a block of queries, before ``scale``; ``-inf`` where a query does not see a key."""
     if x.slopes is None:
         raw = raw_scores(x, q, k, 0.0, 0)
@@ -190,24 +213,29 @@ def query_scores(x, size, at, q, k, walk, tile):
         keys = members(walk, tile, x.BLOCK_N, x.LISTS)
         slope = load_slope(x, size, at.batch, at.head)
         raw = raw_scores(x, q, k, slope, at.position[:, None] - keys[None, :])
-    if crosses_edge(walk, tile, x.BLOCK_N):
-        edge_keys = members(walk, tile, x.BLOCK_N, x.LISTS)  # again, so that no other tile pays for it
-        keep = (edge_keys[None, :] >= at.low[:, None]) & (edge_keys[None, :] < at.high[:, None])
-        raw = tl.where(keep, raw, float("-inf"))
-    return raw
+    return _mask(walk, tile, raw, at.low, at.high, PART, x.BLOCK_N, x.LISTS, 1)
 
 
 @triton.jit
-def load_tile(x, size, at, q, walk, tile):
+def scores_by_key(x, size, at, q, walk, tile, PART: tl.constexpr):
+    """The same turned round, (keys, queries), from the keys of a tile."""
+    keys = members(walk, tile, x.BLOCK_N, x.LISTS)
+    slope = load_slope(x, size, at.batch, at.head)
+    raw = raw_scores(x, load_keys(x, size, at, keys), q, slope, at.position[None, :] - keys[:, None])
+    return _mask(walk, tile, raw, at.low, at.high, PART, x.BLOCK_N, x.LISTS, 0)
+
+
+@triton.jit
+def load_tile(x, size, at, q, walk, tile, PART: tl.constexpr):
     """Return a tile's keys, their rows of K and V for a block of queries, and its scores."""
     keys = members(walk, tile, x.BLOCK_N, x.LISTS)
     k = load_keys(x, size, at, keys)
     v = load_values(x, size, at, keys)
-    return keys, k, v, query_scores(x, size, at, q, k, walk, tile)
+    return keys, k, v, query_scores(x, size, at, q, k, walk, tile, PART)
 
 
 @triton.jit
-def key_scores(x, size, at, head, q, k, walk, tile):
+def key_scores(x, size, at, head, q, k, walk, tile, PART: tl.constexpr):
     """The same for a block of keys that meets a tile of queries of ``head``."""
     if x.slopes is None:
         raw = raw_scores(x, q, k, 0.0, 0)
@@ -215,19 +243,15 @@ def key_scores(x, size, at, head, q, k, walk, tile):
         queries = members(walk, tile, x.BLOCK_M, x.LISTS)
         slope = load_slope(x, size, at.batch, head)
         raw = raw_scores(x, q, k, slope, queries[:, None] - at.position[None, :])
-    if crosses_edge(walk, tile, x.BLOCK_M):
-        edge_queries = members(walk, tile, x.BLOCK_M, x.LISTS)
-        keep = (edge_queries[:, None] >= at.low[None, :]) & (edge_queries[:, None] < at.high[None, :])
-        raw = tl.where(keep, raw, float("-inf"))
-    return raw
+    return _mask(walk, tile, raw, at.low, at.high, PART, x.BLOCK_M, x.LISTS, 0)
 
 
 @triton.jit
-def threshold_scores(x, size, at, q, walk, tile):
+def threshold_scores(x, size, at, q, walk, tile, PART: tl.constexpr):
     """One tile of scores for finding thresholds: computed from q and k, or read where they are stored."""
     keys = members(walk, tile, x.BLOCK_N, x.LISTS)
     if x.scores is None:
-        raw = query_scores(x, size, at, q, load_keys(x, size, at, keys), walk, tile)
+        raw = query_scores(x, size, at, q, load_keys(x, size, at, keys), walk, tile, PART)
     else:
         row = (at.head_index * size.n_q + at.rows)[:, None] * size.n_k
         keep = (at.rows < size.n_q)[:, None] & (keys < size.n_k)[None, :]

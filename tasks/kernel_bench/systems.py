@@ -42,6 +42,7 @@ SYSTEMS: dict[str, System] = {
     "adasplash_nomask": System(ENTMAX, partial(own.kernels, "adasplash_nomask"), takes_iterations=True),
     "adasplash2": System(ENTMAX, partial(own.kernels, "adasplash2"), takes_iterations=True),
     "columns": System(ENTMAX, partial(own.kernels, "columns")),
+    "columns_nolist": System(ENTMAX, partial(own.kernels, "columns_nolist")),
     "bisection_torch": System(ENTMAX, dense.bisection, takes_iterations=True),
     "sort_torch": System(ENTMAX, dense.sorting),
 }

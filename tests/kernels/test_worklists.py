@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from adasplash_kernels.worklists.tiles import mark_tile, transpose, words
-from adasplash_kernels.worklists.walk import Walk, next_tile, run, run_range
+from adasplash_kernels.worklists.walk import EDGES, INSIDE, MIXED, Walk, next_tile, run, run_range
 
 ROWS, KEYS = 4, 16  # of a tile of scores
 
@@ -48,27 +48,34 @@ def test_transpose_leaves_out_what_does_not_count(device):
     assert torch.equal(transpose(pack(bits), 37), pack(bits[..., :37].mT))
 
 
-@triton.jit(do_not_specialize=["first", "last", "capacity"])
-def _walk_kernel(tiles, first, last, visited, capacity, LISTS: tl.constexpr):
-    """Write the tiles of a list in the order of the walk, and after ``capacity`` of them how many there were."""
-    at = Walk(tiles, first, last, first, last, -1)
+@triton.jit(do_not_specialize=["first", "last", "low", "high", "capacity"])
+def _walk_kernel(
+    tiles, first, last, low, high, visited, capacity, LISTS: tl.constexpr, PART: tl.constexpr, KEYS: tl.constexpr
+):
+    """Write the tiles of a part of a list in the order of the walk, and after ``capacity`` of them how many there were.
+
+    Rows from ``low`` to ``high`` need no mask; a tile is KEYS of them.
+    """
+    at = Walk(tiles, first, last, low, high, -1)
     begin, end = run_range(at, LISTS)
     place = 0
     for number in range(begin, end):
-        state, count = run(at, number, LISTS)
+        state, count = run(at, number, LISTS, PART, KEYS)
         for i in range(count):
-            tile, state = next_tile(at, number, state, i, LISTS)
+            tile, state = next_tile(at, number, state, i, LISTS, PART, KEYS)
             tl.store(visited + place, tile, mask=place < capacity)
             place += 1
     tl.store(visited + capacity, place)
 
 
-def walk(tiles: Tensor | None, first: int, last: int, device: str) -> list[int]:
+def walk(tiles: Tensor | None, first: int, last: int, device: str, part: int = MIXED.value,
+         inner: tuple[int, int] = (0, 0)) -> list[int]:  # fmt: skip
     """Return the tiles in the order of the walk."""
     capacity = 200
     visited = torch.full((capacity + 1,), -1, dtype=torch.int32, device=device)
     kind = "all" if tiles is None else "tiles"
-    _walk_kernel[(1,)](visited if tiles is None else tiles, first, last, visited, capacity, kind, num_warps=1)
+    tiles = visited if tiles is None else tiles
+    _walk_kernel[(1,)](tiles, first, last, *inner, visited, capacity, kind, part, KEYS, num_warps=1)
     *visited, count = visited.tolist()
     return visited[:count]
 
@@ -79,6 +86,16 @@ RANGES = [(0, 1), (0, 31), (0, 32), (0, 33), (5, 70), (31, 33), (32, 64), (40, 4
 @pytest.mark.parametrize(("first", "last"), [*RANGES, (0, 0), (3, 3), (64, 64)])
 def test_without_a_list_all_tiles_are_walked(device, first, last):
     assert walk(None, first, last, device) == list(range(first, last))
+
+
+@pytest.mark.parametrize("inner", [(0, 0), (0, 160), (33, 95), (32, 96), (47, 49), (40, 40), (90, 60), (500, 900)])
+@pytest.mark.parametrize(("first", "last"), [(0, 1), (0, 7), (2, 6), (3, 3)])
+def test_parts_are_the_tiles_at_the_edges_and_those_inside(device, first, last, inner):
+    """A tile is inside if all of its rows are in the range that needs no mask."""
+    low, high = inner
+    inside = [t for t in range(first, last) if low <= t * KEYS and (t + 1) * KEYS <= high]
+    assert walk(None, first, last, device, INSIDE.value, inner) == inside
+    assert walk(None, first, last, device, EDGES.value, inner) == [t for t in range(first, last) if t not in inside]
 
 
 @pytest.mark.parametrize("share", [0.0, 0.03, 0.5, 1.0])

@@ -14,8 +14,7 @@ import triton.language as tl
 from ..inputs import open_sizes
 from ..mapping import load_exponent, weights
 from ..scores import largest, load_queries, load_theta, query_block, row_max, threshold_scores
-from ..worklists.sweep import edge_tile, sweep, sweep_scores
-from ..worklists.walk import query_list
+from ..worklists.walk import all_tiles, next_tile, query_list, run
 from .lower_bound import rise
 from .refine import store_theta
 from .settle import newton_step, next_step, resolved_step, settled_step
@@ -24,9 +23,9 @@ _NEWTON_STEPS = tl.constexpr(4)  # more leave the number of survivors as it is, 
 
 
 @triton.jit
-def _fold(x, size, at, q, tile, maxima, GROUPS: tl.constexpr, MASKED: tl.constexpr):
+def _fold(x, size, at, q, walk, tile, maxima, GROUPS: tl.constexpr, PART: tl.constexpr):
     """Take a tile of keys into the maxima (BLOCK_M, GROUPS) of a block's queries."""
-    raw = sweep_scores(x, size, at, q, tile, MASKED, False)
+    raw = threshold_scores(x, size, at, q, walk, tile, PART)
     folded = largest(tl.reshape(raw, (x.BLOCK_M, x.BLOCK_N // GROUPS, GROUPS)), 1)
     return tl.maximum(maxima, folded, propagate_nan=tl.PropagateNan.ALL)
 
@@ -52,12 +51,13 @@ def bound_kernel(x, size, floor_out, GROUPS: tl.constexpr):
     size = open_sizes(x, size)
     at = query_block(x, size)
     q = load_queries(x, size, at)
-    tiles = sweep(x, at)
+    walk = all_tiles(at)
     maxima = tl.full((x.BLOCK_M, GROUPS), float("-inf"), tl.float32)
-    for i in range(tiles.edges):
-        maxima = _fold(x, size, at, q, edge_tile(tiles, i), maxima, GROUPS, True)
-    for tile in range(tiles.inner_first, tiles.inner_last):
-        maxima = _fold(x, size, at, q, tile, maxima, GROUPS, False)
+    for part in tl.static_range(x.FIRST_PART, x.PARTS_END):
+        state, count = run(walk, 0, x.LISTS, part, x.BLOCK_N)
+        for i in range(count):
+            tile, _state = next_tile(walk, 0, state, i, x.LISTS, part, x.BLOCK_N)
+            maxima = _fold(x, size, at, q, walk, tile, maxima, GROUPS, part)
     _store_bound(x, size, at, maxima, load_exponent(x, size, at.head), floor_out)
 
 
@@ -86,10 +86,14 @@ def listed_kernel(x, size, floor_in, theta_out, settle, max_iterations):
     while (unfinished > 0) & (iteration < max_iterations):
         total = tl.zeros((x.BLOCK_M,), tl.float32)
         slope = tl.zeros((x.BLOCK_M,), tl.float32)
-        for tile in range(walk.first, walk.last):
-            p, u = weights(threshold_scores(x, size, at, q, walk, tile), size.scale, theta[:, None], a, x.ALPHA)
-            total += tl.sum(p, 1)
-            slope += tl.sum(u, 1)
+        for part in tl.static_range(x.FIRST_PART, x.PARTS_END):
+            state, count = run(walk, 0, x.LISTS, part, x.BLOCK_N)
+            for i in range(count):
+                tile, _state = next_tile(walk, 0, state, i, x.LISTS, part, x.BLOCK_N)
+                raw = threshold_scores(x, size, at, q, walk, tile, part)
+                p, u = weights(raw, size.scale, theta[:, None], a, x.ALPHA)
+                total += tl.sum(p, 1)
+                slope += tl.sum(u, 1)
         before = step
         step = newton_step(total, slope, a, x.ALPHA)
         theta += step

@@ -15,7 +15,7 @@ import triton.language as tl
 from ..inputs import open_sizes
 from ..mapping import load_exponent
 from ..scores import load_queries, query_block, threshold_scores
-from ..worklists.walk import all_tiles, mask_row
+from ..worklists.walk import MIXED, all_tiles, mask_row
 from .lower_bound import rise
 from .refine import bracket, highest_score, refine, store_theta
 
@@ -49,7 +49,7 @@ def _count(x, size, at, q, top, width):
     in_bins = size.scale / width
     highest = top / width
     for tile in range(at.first, at.last):
-        raw = threshold_scores(x, size, at, q, all_tiles(at), tile)
+        raw = threshold_scores(x, size, at, q, all_tiles(at), tile, MIXED)
         # half bins below the largest score, to the nearest: never a bin above the score's own lower edge
         below = (highest[:, None] - raw * in_bins) + _TO_HALVES
         inside = below < _TO_HALVES + _BINS  # false for NaN and for masked scores

@@ -12,7 +12,7 @@ import triton.language as tl
 from ..mapping import curvature, norm_gap, weights
 from ..scores import row_max, threshold_scores
 from ..worklists.tiles import mark_tile
-from ..worklists.walk import all_tiles
+from ..worklists.walk import MIXED, all_tiles
 
 MAX_ITERATIONS = 40  # bisection alone would need about 30; Halley's steps need 2 to 6
 
@@ -23,7 +23,7 @@ def highest_score(x, size, at, q):
     walk = all_tiles(at)
     top = tl.full((x.BLOCK_M,), float("-inf"), tl.float32)
     for tile in range(at.first, at.last):
-        raw = threshold_scores(x, size, at, q, walk, tile)
+        raw = threshold_scores(x, size, at, q, walk, tile, MIXED)
         top = tl.maximum(top, row_max(raw), propagate_nan=tl.PropagateNan.ALL)
     return top * size.scale
 
@@ -126,7 +126,7 @@ def refine(x, size, at, q, walk, a, empty, low, high, theta, marks, max_iteratio
             edge = floor - 1.0 / a - 4e-7 * (tl.abs(floor) + 1.0 / a)
         word = tl.zeros((x.BLOCK_M,), tl.int32)
         for tile in range(walk.first, walk.last):
-            raw = threshold_scores(x, size, at, q, walk, tile)
+            raw = threshold_scores(x, size, at, q, walk, tile, MIXED)
             p, u = weights(raw, size.scale, theta[:, None], a, x.ALPHA)
             total += tl.sum(p, 1)
             slope += tl.sum(u, 1)

@@ -20,10 +20,9 @@ import triton.language as tl
 
 from ..inputs import open_sizes
 from ..mapping import load_exponent
-from ..scores import load_queries, load_theta, query_block
+from ..scores import load_queries, load_theta, query_block, scores_by_key
 from ..spans import inner_range, key_span, query_span, tile_range
-from .sweep import edge_tile, sweep, sweep_scores
-from .walk import HEADER, set_bits
+from .walk import HEADER, all_tiles, next_tile, run, set_bits
 
 WORD = 16  # bits: with the keys of a tile spread over warps as its products leave them, a word stays within a warp
 _WORD = tl.constexpr(WORD)
@@ -46,7 +45,7 @@ def _edge(x, size, at, floor_in, a):
 
 
 @triton.jit
-def _emit(x, size, at, q, tile, edge, spoilt, bits, blocks, words, BLOCK: tl.constexpr, MASKED: tl.constexpr):
+def _emit(x, size, at, q, walk, tile, edge, spoilt, bits, blocks, words, BLOCK: tl.constexpr, PART: tl.constexpr):
     """Write the words of one tile of keys for the blocks of BLOCK queries among a block's.
 
     A key is marked if a score of it is above its query's edge, which is the sign of a difference: signs are put
@@ -57,7 +56,7 @@ def _emit(x, size, at, q, tile, edge, spoilt, bits, blocks, words, BLOCK: tl.con
         spoilt: (blocks,) int32, 1 for a block with a row with NaN, whose keys are all marked: it must come out.
     """
     count: tl.constexpr = x.BLOCK_M // BLOCK
-    short = edge[None, :] - sweep_scores(x, size, at, q, tile, MASKED, True) * size.scale
+    short = edge[None, :] - scores_by_key(x, size, at, q, walk, tile, PART) * size.scale
     signs = tl.reshape(short.to(tl.int32, bitcast=True), (x.BLOCK_N, count, BLOCK // 8, 4, 2))
     signs = tl.reduce(tl.reduce(signs, 4, _either), 2, _either)
     flags = ((signs >> 31) & 1) | spoilt[None, :, None]
@@ -85,11 +84,12 @@ def emit_kernel(x, size, floor_in, bits, blocks, words, BLOCK: tl.constexpr):
     q = load_queries(x, size, at)
     edge = _edge(x, size, at, floor_in, load_exponent(x, size, at.head))
     spoilt = tl.max(tl.reshape((edge != edge).to(tl.int32), (x.BLOCK_M // BLOCK, BLOCK)), 1)
-    tiles = sweep(x, at)
-    for i in range(tiles.edges):
-        _emit(x, size, at, q, edge_tile(tiles, i), edge, spoilt, bits, blocks, words, BLOCK, True)
-    for tile in range(tiles.inner_first, tiles.inner_last):
-        _emit(x, size, at, q, tile, edge, spoilt, bits, blocks, words, BLOCK, False)
+    walk = all_tiles(at)
+    for part in tl.static_range(x.FIRST_PART, x.PARTS_END):
+        state, count = run(walk, 0, x.LISTS, part, x.BLOCK_N)
+        for i in range(count):
+            tile, _state = next_tile(walk, 0, state, i, x.LISTS, part, x.BLOCK_N)
+            _emit(x, size, at, q, walk, tile, edge, spoilt, bits, blocks, words, BLOCK, part)
 
 
 @triton.jit

@@ -1,8 +1,10 @@
 """How kernels walk a work list: tiles come in runs, and every loop over a list is two loops, over runs and in a run.
 
-Without a list there is one run, of all the tiles the mask of attention leaves. A bit mask of tiles has a run a word, as
-long as its set bits (see tiles.py). A list of columns has one run, of tiles gathered from the rows it names (see
-columns.py). A new kind of list is a new branch of these functions.
+Without a list there is one run, of all the tiles the mask of attention leaves, and it is walked in two parts: first the
+tiles at the edges of the mask, then those inside, whose scores need none. They are loops of their own because what a
+mask takes is in the way of the tiles inside even where it is skipped. A bit mask of tiles has a run a word, as long as
+its set bits (see tiles.py). A list of columns has one run, of tiles gathered from the rows it names (see columns.py).
+A new kind of list is a new branch of these functions.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import triton
 import triton.language as tl
 
 HEADER = tl.constexpr(4)  # numbers that a list of columns has before the pool of entries; see columns.py
+EDGES, INSIDE, MIXED = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)  # parts; MIXED is all at once
 _NOWHERE = tl.constexpr(1 << 30)  # past the end of every sequence
 
 
@@ -112,11 +115,32 @@ def run_range(walk, LISTS: tl.constexpr):
 
 
 @triton.jit
-def run(walk, number, LISTS: tl.constexpr):
-    """Return the state of a run and how many tiles it has."""
+def _inner_tiles(walk, BLOCK: tl.constexpr):
+    """Return the first tile and the one past the last that need no mask, within those to visit."""
+    inner_first = tl.cdiv(tl.minimum(walk.inner_low, walk.last * BLOCK), BLOCK)
+    inner_first = tl.maximum(inner_first, walk.first)
+    inner_last = tl.minimum(tl.maximum(walk.inner_high // BLOCK, inner_first), walk.last)
+    return tl.minimum(inner_first, inner_last), inner_last
+
+
+@triton.jit
+def run(walk, number, LISTS: tl.constexpr, PART: tl.constexpr, BLOCK: tl.constexpr):
+    """Return the state of a run and how many tiles of it are in a part.
+
+    Args:
+        BLOCK: size of a tile on the side that is walked along.
+    """
     if LISTS != "tiles":
-        state = walk.first
-        count = walk.last - walk.first
+        inner_first, inner_last = _inner_tiles(walk, BLOCK)
+        if PART == MIXED:
+            state = walk.first
+            count = walk.last - walk.first
+        elif PART == INSIDE:
+            state = inner_first
+            count = inner_last - inner_first
+        else:
+            state = walk.first
+            count = inner_first - walk.first + walk.last - inner_last
     else:
         state = tl.load(walk.start + number)
         count = set_bits(state)
@@ -124,13 +148,16 @@ def run(walk, number, LISTS: tl.constexpr):
 
 
 @triton.jit
-def next_tile(walk, number, state, i, LISTS: tl.constexpr):
-    """Return tile ``i`` of a run, and the state after it.
+def next_tile(walk, number, state, i, LISTS: tl.constexpr, PART: tl.constexpr, BLOCK: tl.constexpr):
+    """Return tile ``i`` of a part of a run, and the state after it.
 
     Where tiles follow one another it comes from the loop's own counter: Triton does not prefetch along a carried one.
     """
     if LISTS != "tiles":
         tile = state + i
+        if PART == EDGES:
+            inner_first, inner_last = _inner_tiles(walk, BLOCK)
+            tile = tl.where(tile < inner_first, tile, tile + (inner_last - inner_first))
     else:
         lowest = state & -state
         # the exponent of a power of two as a float; the sign bit alone is -2^31, whose magnitude is read the same way
@@ -151,7 +178,7 @@ def members(walk, tile, BLOCK: tl.constexpr, LISTS: tl.constexpr):
 
 @triton.jit
 def crosses_edge(walk, tile, BLOCK: tl.constexpr):
-    """Tell whether a tile may hold a pair that the mask of attention forbids."""
+    """Tell whether a tile of a MIXED part may hold a pair that the mask of attention forbids."""
     return (tile * BLOCK < walk.inner_low) | ((tile + 1) * BLOCK > walk.inner_high)
 
 

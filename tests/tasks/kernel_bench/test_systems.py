@@ -13,7 +13,7 @@ from tasks.kernel_bench.run import PROGRAMS
 from tasks.kernel_bench.systems import ENTMAX, SOFTMAX, SYSTEMS
 
 NAMES = ("fa2", "fa2_triton", "cudnn", "adasplash_pypi_v1", "adasplash_pypi_v2", "adasplash", "adasplash_nomask",
-         "adasplash2", "columns", "bisection_torch", "sort_torch")  # fmt: skip
+         "adasplash2", "columns", "columns_nolist", "bisection_torch", "sort_torch")  # fmt: skip
 ON_CUDA = ("fa2", "fa2_triton", "cudnn", "adasplash_pypi_v1", "adasplash_pypi_v2")
 
 
