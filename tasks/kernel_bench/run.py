@@ -13,6 +13,8 @@ from tasks.kernel_bench import captured, published
 from tasks.kernel_bench.compile_cache import state_at_start
 from tasks.kernel_bench.settings import CAPTURE, Case, SpeedSettings, cases
 from tasks.kernel_bench.side_by_side import SideBySide
+from tasks.kernel_bench.sparsity_by_tile import TileSettings, block_sparsity_by_tile, tile_jobs
+from tasks.kernel_bench.sparsity_sweep import LevelCase, SideBySideAtLevel, SweepSettings, level_cases
 from tasks.programs import Context, Job, Program
 from tasks.records import Measurement
 
@@ -24,7 +26,7 @@ _MOST_CPU_PAIRS = 2**22
 class CaseJob(Job):
     """One system in one case. The seed, which differs between cases, tells the records of one from another's."""
 
-    case: Case | None = None
+    case: Case | LevelCase | None = None
 
     def __str__(self) -> str:
         return f"{self.system}, {self.case}"
@@ -34,7 +36,11 @@ def _jobs(settings: SpeedSettings) -> list[CaseJob]:
     return [CaseJob(name, case.seed, case) for case in cases(settings.inputs) for name in settings.measure]
 
 
-def _identity(settings: SpeedSettings, data_root: Path | None) -> dict[str, Any]:
+def _sweep_jobs(settings: SweepSettings) -> list[CaseJob]:
+    return [CaseJob(name, case.seed, case) for case in level_cases(settings) for name in settings.measure]
+
+
+def _identity(settings: SpeedSettings | SweepSettings, data_root: Path | None) -> dict[str, Any]:
     """Captured data, and the published package: with another one, or once it is there, everything is due again."""
     identity: dict[str, Any] = {}
     if settings.inputs.data.startswith(CAPTURE):
@@ -47,9 +53,9 @@ def _identity(settings: SpeedSettings, data_root: Path | None) -> dict[str, Any]
     return identity
 
 
-def _obstacle(settings: SpeedSettings, data_root: Path | None) -> str | None:
+def _obstacle(settings: SpeedSettings | SweepSettings, data_root: Path | None) -> str | None:
     x = settings.inputs
-    pairs = x.b * x.h * max(x.n) ** 2
+    pairs = x.b * x.h * (x.n if isinstance(x.n, int) else max(x.n)) ** 2
     if not torch.cuda.is_available() and pairs > _MOST_CPU_PAIRS:
         return f"needs a GPU: {pairs:.0e} pairs of a query and a key"
     return None
@@ -61,12 +67,12 @@ class _Current:
     they are measured together: by the first job of a case, while the others take their share of it."""
 
     context: Context
-    settings: SpeedSettings
+    settings: SpeedSettings | SweepSettings
     job: CaseJob
     group: SideBySide
     served: set[str]
 
-    def serves(self, job: CaseJob, settings: SpeedSettings, context: Context) -> bool:
+    def serves(self, job: CaseJob, settings: SpeedSettings | SweepSettings, context: Context) -> bool:
         """Tell whether a job is of this run and case, and has not had its share."""
         return self.context is context and self.settings == settings and self.job.case == job.case \
             and job.system not in self.served
@@ -77,6 +83,16 @@ _current: _Current | None = None
 
 def attention_speed(job: CaseJob, settings: SpeedSettings, context: Context) -> list[Measurement]:
     """Time, memory, error and block sparsity of one system in one case (AdaSplash-2, runtime figure)."""
+    return _measured_together(SideBySide, job, settings, context)
+
+
+def block_sparsity_sweep(job: CaseJob, settings: SweepSettings, context: Context) -> list[Measurement]:
+    """The same on inputs that have the asked share of empty tiles (AdaSplash, figure 1)."""
+    return _measured_together(SideBySideAtLevel, job, settings, context)
+
+
+def _measured_together(kind: type[SideBySide], job: CaseJob, settings: SpeedSettings | SweepSettings,
+                       context: Context) -> list[Measurement]:  # fmt: skip
     if not torch.cuda.is_available():
         os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is first imported, by the first kernel
     state_at_start()
@@ -84,7 +100,7 @@ def attention_speed(job: CaseJob, settings: SpeedSettings, context: Context) -> 
     if _current is None or not _current.serves(job, settings, context):
         _current = None  # its memory goes before the next inputs come
         assert job.case is not None
-        group = SideBySide(job.case, settings, context.data_root, context.say)
+        group = kind(job.case, settings, context.data_root, context.say)
         _current = _Current(context, settings, job, group, set())
     current = _current
     current.served.add(job.system)
@@ -93,4 +109,8 @@ def attention_speed(job: CaseJob, settings: SpeedSettings, context: Context) -> 
     return current.group.measurements(job.system)
 
 
-PROGRAMS = {"attention_speed": Program(SpeedSettings, _jobs, attention_speed, _identity, _obstacle)}
+PROGRAMS = {
+    "attention_speed": Program(SpeedSettings, _jobs, attention_speed, _identity, _obstacle),
+    "block_sparsity_sweep": Program(SweepSettings, _sweep_jobs, block_sparsity_sweep, _identity, _obstacle),
+    "block_sparsity_by_tile": Program(TileSettings, tile_jobs, block_sparsity_by_tile),
+}

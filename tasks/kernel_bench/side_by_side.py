@@ -13,7 +13,7 @@ import torch
 from tasks.kernel_bench.compile_cache import state_at_start
 from tasks.kernel_bench.correctness import worst
 from tasks.kernel_bench.exact import Exact, Extent
-from tasks.kernel_bench.inputs import make_problem, make_tensors
+from tasks.kernel_bench.inputs import Tensors, make_problem, make_tensors
 from tasks.kernel_bench.problem import Problem
 from tasks.kernel_bench.settings import GAUSSIAN, Case, SpeedSettings
 from tasks.kernel_bench.sparsity import Sparsity, measure_sparsity
@@ -35,10 +35,13 @@ class SideBySide:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         free_memory(self.device)
         self.problem = make_problem(settings.inputs, case, self.device)
-        self.tensors = make_tensors(settings.inputs, case, self.device, data_root)
+        self.tensors = self._make_tensors(data_root)
         self.extent = Extent.of(self.problem, case.seed)
         self._exact = Exact(self.problem, self.tensors, self.extent)
         self._trials: dict[str, Trial] = {}
+
+    def _make_tensors(self, data_root: Path | None) -> Tensors:
+        return make_tensors(self.settings.inputs, self.case, self.device, data_root)
 
     def measurements(self, name: str) -> list[Measurement]:
         """Return everything measured of one system; what was not has the reason among its parameters.
@@ -164,13 +167,18 @@ class SideBySide:
 
     def _params(self, name: str) -> dict[str, Any]:
         """Return what identifies a measurement; nothing that differs between runs of the same config."""
-        x, system = self.settings.inputs, SYSTEMS[name]
-        params = {"b": x.b, "h": x.h, "h_kv": x.h_kv, "n": self.case.n, "d": x.d, "dtype": x.dtype,
-                  "causal": x.causal, "alpha": system.alpha(x.alpha), "data": x.data,
-                  "query_scale": self.case.query_scale}  # fmt: skip
+        x = self.settings.inputs
+        params = self._problem_params(name) | {"query_scale": self.case.query_scale}
         if x.data == GAUSSIAN:
             params |= {"query_variance": x.query_variance, "key_variance": x.key_variance,
                        "value_variance": x.value_variance}  # fmt: skip
+        return params
+
+    def _problem_params(self, name: str) -> dict[str, Any]:
+        """Return those of them that every program has."""
+        x, system = self.settings.inputs, SYSTEMS[name]
+        params = {"b": x.b, "h": x.h, "h_kv": x.h_kv, "n": self.case.n, "d": x.d, "dtype": x.dtype,
+                  "causal": x.causal, "alpha": system.alpha(x.alpha), "data": x.data}  # fmt: skip
         if name in self.settings.solver:
             params["iterations"] = self.settings.solver[name].iterations
         return params

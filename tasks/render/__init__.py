@@ -10,6 +10,7 @@ from tasks.errors import UserError
 from tasks.records import read_records, records_path
 from tasks.render.figures import render_figures
 from tasks.render.metrics import load_metrics
+from tasks.render.parity import with_parity
 from tasks.render.report import Rendered, write_overview, write_report
 from tasks.render.tables import render_tables
 
@@ -71,6 +72,7 @@ def render_all(experiments: Iterable[Experiment], results_root: Path,
 def _render(experiment: Experiment, results_root: Path) -> Rendered:
     metrics = load_metrics()
     records = {scale: read_records(records_path(results_root, experiment.id, scale)) for scale in SCALES}
-    tables, grids = render_tables(experiment, records, results_root, metrics)
-    figures = render_figures(experiment, records, results_root, metrics)
+    shown = {scale: with_parity(found) for scale, found in records.items()}
+    tables, grids = render_tables(experiment, shown, results_root, metrics)
+    figures = render_figures(experiment, shown, results_root, metrics)
     return Rendered(experiment, records, tables, grids, figures)
