@@ -8,8 +8,10 @@ from pathlib import Path
 from tasks.config import SCALES, Experiment
 from tasks.errors import UserError
 from tasks.records import read_records, records_path
+from tasks.render.claims import verdicts
 from tasks.render.figures import render_figures
 from tasks.render.metrics import load_metrics
+from tasks.render.outcome import outcome
 from tasks.render.report import Rendered, write_overview, write_report
 from tasks.render.tables import render_tables
 
@@ -73,4 +75,5 @@ def _render(experiment: Experiment, results_root: Path) -> Rendered:
     records = {scale: read_records(records_path(results_root, experiment.id, scale)) for scale in SCALES}
     tables, grids = render_tables(experiment, records, results_root, metrics)
     figures = render_figures(experiment, records, results_root, metrics)
-    return Rendered(experiment, records, tables, grids, figures)
+    return Rendered(experiment, records, tables, grids, figures, outcome=outcome(experiment, records, metrics),
+                    verdicts=verdicts(experiment, records, metrics))
