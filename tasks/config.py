@@ -1,9 +1,9 @@
 """Experiment configs: one YAML per table or figure, strictly validated.
 
-A config says what it reproduces, which numbers the paper reports, how the outcome is rendered, and holds the
-settings of three scales. Settings shared by the scales stand under ``common``; an experiment that reuses the runs
-of another names it as ``base`` and overrides what differs. Every mistake is reported as one line that names the
-file, the key, and what is allowed there.
+A config says what it reproduces, which numbers the paper reports and what it claims, how the outcome is rendered,
+and holds the settings of three scales. Settings shared by the scales stand under ``common``; an experiment that reuses
+the runs of another names it as ``base`` and overrides what differs. Every mistake is reported as one line that names
+the file, the key, and what is allowed there.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from tasks.claim import Claim
 from tasks.errors import ConfigError
 from tasks.schema import Misfit, Settings, convert, from_plain, is_finite
 
@@ -86,6 +87,23 @@ class Render:
     table: TableSpec | None
     figure: FigureSpec | None
 
+    @property
+    def metrics(self) -> set[str]:
+        """The metrics that are named; empty when a table shows all there are."""
+        if self.table and not self.table.metrics:
+            return set()
+        drawn = {self.figure.metric if self.figure.kind == "heatmap" else self.figure.y} if self.figure else set()
+        return drawn.union(self.table.metrics if self.table else ())
+
+    @property
+    def params(self) -> tuple[str, ...]:
+        """The parameters that tell one cell of the table or point of the figure from another, in their order."""
+        names = [*self.table.rows, *self.table.columns] if self.table else []
+        if self.figure:
+            heat = self.figure.kind == "heatmap"
+            names += [self.figure.x, self.figure.y if heat else self.figure.series, self.figure.panel]
+        return tuple(n for n in dict.fromkeys(names) if n not in ("", "system", "metric"))
+
 
 @dataclass(frozen=True)
 class _Layer:
@@ -112,6 +130,7 @@ class Experiment:
     reported: Reported | None
     render: Render
     base: str | None = None
+    claims: tuple[Claim, ...] = ()
     _layers: dict[str, tuple[_Layer, ...]] = field(default_factory=dict, repr=False)  # each over those before it
 
     @property
@@ -228,6 +247,7 @@ class _ExperimentFile:
     common: dict[str, Any] = field(default_factory=dict)
     scales: dict[str, dict[str, Any] | None] = field(default_factory=dict)
     base: str | None = None
+    claims: tuple[Claim, ...] = ()
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[\w-]+/[\w-]+", self.experiment, re.ASCII):  # it becomes a path below results/
@@ -246,6 +266,12 @@ class _ExperimentFile:
             if system not in self.systems:
                 raise ValueError(f"reported.rows[{i}]: system {system!r} is not among systems: "
                                  f"{', '.join(self.systems)}")
+        shown = Render(self.render.table, self.render.figure)
+        for i, claim in enumerate(self.claims):
+            try:
+                claim.check(self.systems, shown.metrics, shown.params)
+            except ValueError as error:
+                raise ValueError(f"claims[{i}].{error}") from error
 
 
 def load_experiment(path: Path, root: Path = CONFIGS) -> Experiment:
@@ -271,7 +297,7 @@ def load_experiment(path: Path, root: Path = CONFIGS) -> Experiment:
         path=path.resolve(), id=parsed.experiment, paper=parsed.paper, item=parsed.item, title=parsed.title,
         family=parsed.family, program=parsed.program, notes=parsed.notes, systems=parsed.systems,
         reported=reported, render=Render(parsed.render.table, parsed.render.figure), base=parsed.base,
-        _layers=layers,
+        claims=parsed.claims, _layers=layers,
     )
 
 

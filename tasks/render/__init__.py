@@ -8,8 +8,10 @@ from pathlib import Path
 from tasks.config import SCALES, Experiment
 from tasks.errors import UserError
 from tasks.records import read_records, records_path
+from tasks.render.claims import verdicts
 from tasks.render.figures import render_figures
 from tasks.render.metrics import load_metrics
+from tasks.render.outcome import outcome
 from tasks.render.parity import with_parity
 from tasks.render.report import Rendered, write_overview, write_report
 from tasks.render.tables import render_tables
@@ -75,4 +77,5 @@ def _render(experiment: Experiment, results_root: Path) -> Rendered:
     shown = {scale: with_parity(found) for scale, found in records.items()}
     tables, grids = render_tables(experiment, shown, results_root, metrics)
     figures = render_figures(experiment, shown, results_root, metrics)
-    return Rendered(experiment, records, tables, grids, figures)
+    return Rendered(experiment, records, tables, grids, figures, outcome=outcome(experiment, shown, metrics),
+                    verdicts=verdicts(experiment, records, metrics))

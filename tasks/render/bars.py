@@ -24,6 +24,7 @@ from tasks.render.picture import (
     fit_labels,
     legend,
     legend_width,
+    plain_log_ticks,
 )
 
 GROUP = 0.84  # share of the distance between groups that their bars cover
@@ -46,6 +47,8 @@ def draw_bars(picture: Picture) -> Figure:
             if picture.spec.panel:
                 ax.set_title(picture.label(picture.spec.panel, value))
         for ax, bars in zip(axes, drawn, strict=True):  # once the shared axis has its final range
+            if ax.get_yscale() == "log":
+                plain_log_ticks(ax.yaxis)
             _write_values(ax, picture, bars, bar_points=wide * 72 * 0.8 / len(xs) * GROUP / len(looks))
         entries: list[tuple[Any, str]] = [
             (Patch(facecolor=s.colour, hatch=s.hatch, edgecolor="white"), name)
@@ -63,7 +66,7 @@ def _draw_panel(ax: Axes, picture: Picture, cells: list[Cell], looks: dict[Any, 
     ax.set_xlabel(picture.xlabel)
     ax.set_ylabel(picture.value_label)
     if spec.yscale == "log":
-        ax.set_yscale("log", nonpositive="mask")
+        ax.set_yscale("log", nonpositive="clip")  # a bar starts at 0, which a mask would take with the bar
     ax.xaxis.set_major_locator(FixedLocator(range(len(xs))))
     labels = [picture.label("system", x) if spec.x == "system" else compact(x) for x in xs]
     ax.set_xticklabels(labels)

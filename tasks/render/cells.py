@@ -108,6 +108,11 @@ def collect(experiment: Experiment, records: Iterable[Record], fields: Iterable[
     return list(cells.values())
 
 
+def setting(cell: Cell) -> tuple[tuple[str, Any], ...]:
+    """Return the parameters of a cell as a key, the same for every system and metric."""
+    return tuple(sorted(cell.params.items()))
+
+
 def _frozen(value: Any) -> Any:
     """Make a parameter usable as a key; a list or mapping is shown as JSON."""
     return json.dumps(value, sort_keys=True) if isinstance(value, list | dict) else value

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import io
+import math
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
+from matplotlib import rcParams
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import TextPath
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from tasks.config import Experiment, FigureSpec
 from tasks.render.cells import Cell, in_order, is_number, show
 from tasks.render.metrics import Metric
 
-# Okabe and Ito, "Color Universal Design", 2008. Their yellow is too pale for a line on white and is left out.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = "osD^vPXp*h"
+# Okabe and Ito, "Color Universal Design", 2008. Their yellow is too pale for a line on white and is left out; wine and
+# indigo (Tol, SRON/EPS/TN/09-002) and khaki (Petroff, arXiv 2107.02270) follow. To colour-blind eyes, as Machado et al.
+# (2009) simulate them, these three are no closer to any colour than two of the first seven are to each other.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#882255", "#332288", "#B9AC70")
+MARKERS = "osD^vP*<>p"  # crosses are for runs without a result
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 HATCHES = ("", "//", "..", "\\\\", "xx", "--")
 FAINT = 0.45
@@ -84,7 +90,7 @@ class Picture:
         """Name a value of a field for a legend or a panel's title; a number carries its parameter's name."""
         if name == "system":
             return self.experiment.systems.get(value, str(value))
-        return value if isinstance(value, str) else f"{name} = {show(value)}"
+        return (value if isinstance(value, str) else f"{name} = {show(value)}").replace("_", " ")
 
     @property
     def xlabel(self) -> str:
@@ -164,6 +170,31 @@ def fit_labels(axes: Axes, labels: Sequence[str], width: float) -> None:
     if max((len(label) for label in labels), default=0) * (TEXT_PT - 0.5) * 0.62 > room:
         for label in axes.get_xticklabels():
             label.set(rotation=30, ha="right", rotation_mode="anchor")
+
+
+def plain_log_ticks(axis: Axis) -> None:
+    """Label a logarithmic axis, whose limits are final, with plain numbers where those are short.
+
+    An axis of less than two decades gets labels between the powers of ten too.
+    """
+    low, high = sorted(axis.get_view_interval())
+    decades = math.log10(high / low)
+    plain = low >= 0.005 and high <= 200000
+    if decades < 0.4:  # hardly any round number of the kind 2, 3, 5 falls in here
+        axis.set_major_locator(MaxNLocator(5))
+        axis.set_major_formatter(FuncFormatter(lambda at, _: f"{at:.6g}"))
+        axis.set_minor_locator(NullLocator())
+        return
+    if plain:
+        axis.set_major_formatter(FuncFormatter(lambda at, _: f"{at:.6g}"))
+    between = (2, 5) if decades > 1.5 else (2, 3, 5) if decades > 0.8 else (2, 3, 4, 5, 6, 7, 8)
+    if decades < 2 and plain:
+        axis.set_minor_locator(LogLocator(subs=between))
+        axis.set_minor_formatter(FuncFormatter(lambda at, _: f"{at:.6g}"))
+        pad = rcParams[f"{axis.axis_name}tick.major.pad"] + 1.5  # their ticks are shorter
+        axis.set_tick_params(which="minor", pad=pad)
+    else:
+        axis.set_minor_formatter(NullFormatter())
 
 
 def compact(value: Any) -> str:

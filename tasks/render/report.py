@@ -11,6 +11,7 @@ from tasks.config import PAPERS, REPOSITORY, SCALES, Experiment
 from tasks.errors import UserError
 from tasks.records import Record
 from tasks.render.cells import written
+from tasks.render.claims import Verdict
 from tasks.render.figures import REPORTED
 from tasks.render.files import write_if_changed
 from tasks.render.grid import Grid
@@ -22,6 +23,13 @@ ABOUT = (
     "Every number below was measured by the code of this repository or is quoted from the paper named beside "
     "it. `smoke` proves that the programs run end to end, `lab` is a reduced run on one GPU, `paper` has the "
     "settings of the paper. – means that the paper does not report the number."
+)
+CLAIMS = (
+    "Each verdict is computed from the records of paper scale or, without a value there, of lab scale. A ratio is "
+    "reproduced when it is at least 85 % of the paper's, different when it is less than that but above 1. A crossing, "
+    "the value from which on a ratio is at least 1, is reproduced when it lies at most 5 points above the paper's and "
+    "different when it lies higher. Anything else is not reproduced; what was not measured where the claim speaks is "
+    "not run."
 )
 
 
@@ -35,6 +43,8 @@ class Rendered:
     grids: list[Grid] = field(default_factory=list)
     figures: dict[str, list[Path]] = field(default_factory=dict)  # scale -> PNG and SVG
     error: str | None = None
+    outcome: str = ""  # how the numbers compare with the paper's
+    verdicts: Sequence[Verdict] = ()
 
     @property
     def files(self) -> list[Path]:
@@ -46,6 +56,7 @@ def write_report(rendered: Sequence[Rendered], results_root: Path,
                  implemented: Callable[[Experiment], bool]) -> Path:
     """Write the index of ``rendered`` and return its path; links are relative to it."""
     parts = [f"_{GENERATED}_", "# Results", ABOUT, _overview(rendered, implemented)]
+    parts += _claims(rendered)
     for paper in PAPERS:
         of_paper = [r for r in rendered if r.experiment.paper == paper]
         if of_paper:
@@ -95,6 +106,22 @@ def _overview(rendered: Sequence[Rendered], implemented: Callable[[Experiment], 
     return "\n".join(lines)
 
 
+def _claims(rendered: Sequence[Rendered]) -> list[str]:
+    """Collect the verdicts of all experiments in one table."""
+    lines = ["| Paper | Item | Claim | What the records say |", "| --- " * 4 + "|"]
+    for one in rendered:
+        e = one.experiment
+        for verdict in one.verdicts:
+            cells = [escape(e.paper), f"[{escape(e.item)}](#{_anchor(e)})", escape(verdict.claim.text),
+                     _verdict(verdict)]
+            lines.append("| " + " | ".join(cells) + " |")
+    return ["## Claims", CLAIMS, "\n".join(lines)] if len(lines) > 2 else []
+
+
+def _verdict(verdict: Verdict) -> str:
+    return f"**{verdict.outcome}**: {escape(verdict.detail)}"
+
+
 def _chapter(one: Rendered, root: Path, implemented: Callable[[Experiment], bool]) -> list[str]:
     e = one.experiment
     states = "; ".join(f"{scale}: {state(one, scale, implemented)}" for scale in SCALES)
@@ -102,6 +129,11 @@ def _chapter(one: Rendered, root: Path, implemented: Callable[[Experiment], bool
              f"{_config(e, root)}. {states}."]
     if one.error:
         return [*parts, f"**Not rendered:** {escape(one.error)}"]
+    if one.outcome:
+        parts.append(escape(one.outcome))
+    if one.verdicts:
+        lines = [f"- {escape(v.claim.text)} {_verdict(v)}." for v in one.verdicts]
+        parts.append("Claims:\n\n" + "\n".join(lines))
     links = [_link(path.suffix[1:], path, root) for path in one.tables]
     if links:
         parts.append("Table: " + ", ".join(links))

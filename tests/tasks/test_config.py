@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tasks.claim import Claim
 from tasks.config import SCALES, find_experiments, load_experiment
 from tasks.errors import ConfigError
 from tasks.schema import from_plain
@@ -32,6 +33,16 @@ def put(*path):
     return change
 
 
+def claim(**changes):
+    """Give the config a claim, valid but for the changes."""
+    def change(config):
+        config["render"]["table"]["columns"] = ["metric", "n"]
+        config["claims"] = [{"text": "twice as good", "kind": "ratio", "metric": "val_loss", "of": "a", "over": "b_1.5",
+                             "paper": 2, **changes}]
+
+    return change
+
+
 def message_of(path: Path, root: Path | None = None) -> str:
     with pytest.raises(ConfigError) as caught:
         load_experiment(path, root or path.parents[1])
@@ -51,6 +62,16 @@ def test_a_valid_config_loads_whole(write_config):
         {"system": "a", "metric": "val_loss", "params": {"n": 8}, "value": 3.0, "status": "ok"},
         {"system": "b_1.5", "metric": "val_loss", "params": {"n": 8}, "value": None, "status": "oom"},
     ]
+
+
+def test_claims_load(write_config):
+    path = write_config(change=claim(where={"n": 8}))
+    assert load_experiment(path, path.parents[1]).claims == (
+        Claim("twice as good", "ratio", "val_loss", "a", 2.0, over="b_1.5", where={"n": 8}),)
+    path = write_config(change=claim(kind="crossing", over="", along="n"))
+    assert load_experiment(path, path.parents[1]).claims[0].along == "n"
+    path = write_config()
+    assert load_experiment(path, path.parents[1]).claims == ()
 
 
 MISTAKES = [
@@ -88,6 +109,21 @@ MISTAKES = [
     (put("reported", "rows", 1, 0, "c"), r"reported.rows\[1\]: system 'c' is not among systems: a, b_1.5"),
     (put("reported", "rows", 1, 0, ["a"]), r"reported.rows\[1\]: system is \['a'\], allowed is a string"),
     (put("reported", "rows", 1, 1, None), r"reported.rows\[1\]: metric is None, allowed is a string"),
+    (put("claims", "7-fold"), r"claims: got '7-fold' \(str\), allowed is a list of a mapping with the keys text, "),
+    (claim(sort="ratio"), r"claims\[0\].sort: unknown key, allowed are text, kind, metric, of, paper, "),
+    (claim(text=None), r"claims\[0\].text: got nothing, allowed is a string"),
+    (claim(kind="sum"), r"claims\[0\].kind: got 'sum', allowed are ratio, crossing"),
+    (claim(paper="7"), r"claims\[0\].paper: got '7' \(str\), allowed is a number"),
+    (claim(paper=0), r"claims\[0\].paper: got 0, allowed is a number above 0"),
+    (claim(over=""), r"claims\[0\].over: missing, a ratio is of one system over another"),
+    (claim(along="n"), r"claims\[0\].along: got 'n', which goes with kind crossing"),
+    (claim(kind="crossing"), r"claims\[0\].along: missing, a crossing lies along a parameter or metric"),
+    (claim(kind="crossing", along="m"), r"claims\[0\].along: got 'm', allowed is what render names: n, val_loss"),
+    (claim(metric="loss"), r"claims\[0\].metric: got 'loss', allowed is what render names: val_loss"),
+    (claim(of="c"), r"claims\[0\].of: system 'c' is not among systems: a, b_1.5"),
+    (claim(over="c"), r"claims\[0\].over: system 'c' is not among systems: a, b_1.5"),
+    (claim(where={"m": 1}), r"claims\[0\].where.m: unknown, allowed are the parameters that render names: n"),
+    (claim(where={"n": [1]}), r"claims\[0\].where.n: got \[1\], allowed is a string, a number, or true or false"),
     (put("base", "adasplash/none"), r"base: no experiment 'adasplash/none' among the configs"),
     (put("base", "adasplash/fake"), r"base: an experiment cannot be its own base"),
 ]

@@ -35,7 +35,7 @@ def make(tmp_path: Path, plain: Callable[..., dict]) -> Callable[..., Experiment
         config = yaml.safe_load((CONFIGS / "adasplash2/figure_runtime.yaml").read_text(encoding="utf-8"))
         values = plain(**changes)
         config |= {"experiment": "here/tiny", "common": values, "scales": {"smoke": {}, "lab": {}, "paper": {}},
-                   "systems": {name: name for name in values["measure"]}, "reported": None}  # fmt: skip
+                   "systems": {name: name for name in values["measure"]}, "reported": None, "claims": []}  # fmt: skip
         path = tmp_path / "tiny.yaml"
         path.write_text(yaml.safe_dump(config), encoding="utf-8")
         return load_experiment(path)

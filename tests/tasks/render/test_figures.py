@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 
@@ -47,15 +48,17 @@ def test_lines_have_labels_band_paper_points_and_the_lost_run(make_experiment, t
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("Length", "Forward (ms)")
     assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
     assert len(axes.collections) == 2  # the bands
-    drawn = {(tuple(line.get_xdata()), tuple(round(float(y), 6) for y in line.get_ydata())): line
-             for line in axes.get_lines()}
+    drawn = {}
+    for line in axes.get_lines():
+        points = [(x, round(float(y), 6)) for x, y in zip(*line.get_data(), strict=True) if math.isfinite(y)]
+        drawn[tuple(zip(*points, strict=True))] = line
     ours = drawn[(64.0, 128.0, 256.0), (1.05, 2.1, 4.2)]
     paper = drawn[(64.0, 128.0), (1.5, 3.0)]
     assert paper.get_alpha() < 1 and paper.get_linestyle() == "None"
     assert paper.get_color() == ours.get_color()
     assert [list(x.get_xdata()) for x in axes.get_lines() if x.get_gid() == "oom"] == [[512.0]]
     assert [t.get_text() for t in axes.get_legend().get_texts()] == [
-        "Softmax", "Entmax 1.5", "the paper's points", "out of memory"]
+        "Softmax", "Entmax 1.5", "paper", "out of memory"]
     for expected in ("AdaSplash, Table 4: A title", "Scale lab", "hardware Some GPU", "The paper, Table 4"):
         assert expected in words(figure)
 
@@ -74,6 +77,63 @@ def test_series_differ_in_more_than_colour(make_experiment, timings, metrics):
     lines = draw_figure(make_experiment(figure=LINES), timings, "lab", metrics).axes[0].get_lines()[:2]
     for trait in ("get_color", "get_marker", "get_linestyle"):
         assert len({getattr(line, trait)() for line in lines}) == 2
+
+
+def test_ten_systems_differ_in_colour_and_in_marker(make_experiment, make_record, metrics):
+    systems = {f"s{i}": f"System {i}" for i in range(10)}
+    records = [make_record(s, 1.0 + i, metric="fwd_ms", unit="ms", n=64) for i, s in enumerate(systems)]
+    axes = draw_figure(make_experiment(figure=LINES, systems=systems), records, "lab", metrics).axes[0]
+    shown = axes.get_legend().get_lines()
+    assert len({line.get_color() for line in shown}) == len({line.get_marker() for line in shown}) == 10
+    assert axes.get_legend().get_window_extent().x0 > axes.get_window_extent().x1  # it hides nothing
+
+
+@pytest.mark.parametrize("scale", ["log", "linear"])
+def test_runs_without_a_result_leave_gaps_and_crosses_above_the_data(make_experiment, make_record, metrics, scale):
+    def values(system, results):
+        return [make_record(system, r if isinstance(r, float) else None, metric="fwd_ms", unit="ms", n=64 << i,
+                            status="ok" if isinstance(r, float) else r) for i, r in enumerate(results)]
+
+    records = [*values("softmax", [1.0, "failed", 30.0, "oom"]), *values("entmax", [2.0, 4.0, "not_applicable", "oom"])]
+    spec = dataclasses.replace(LINES, yscale=scale)
+    axes = draw_figure(make_experiment(figure=spec), records, "lab", metrics).axes[0]
+    softmax = next(line for line in axes.get_lines() if 30.0 in line.get_ydata())
+    assert [math.isfinite(y) for y in softmax.get_ydata()] == [True, False, True, False]
+    crosses = [line for line in axes.get_lines() if line.get_gid()]
+    assert sorted((line.get_gid(), list(line.get_xdata())) for line in crosses) == [
+        ("failed", [128.0]), ("oom", [512.0]), ("oom", [512.0])]
+    heights = [line.get_ydata()[0] for line in crosses]
+    highest = (axes.transData + axes.transAxes.inverted()).transform((64, 30.0))[1]
+    assert len(set(heights)) == 2 and highest < min(heights) and max(heights) < 1
+    assert [t.get_text() for t in axes.get_legend().get_texts()][2:] == ["out of memory", "failed"]
+
+
+def test_values_that_crowd_a_logarithmic_axis_stand_in_a_row(make_experiment, make_record, metrics):
+    spec = dataclasses.replace(LINES, panel="sweep")
+    records = [make_record("softmax", 1.0, metric="fwd_ms", unit="ms", n=n, sweep=sweep)
+               for sweep, ns in (("share", (50, 90, 99, 99.9)), ("length", (512, 1024, 2048))) for n in ns]
+    share, length = draw_figure(make_experiment(figure=spec), records, "lab", metrics).axes
+    assert list(share.get_lines()[0].get_xdata()) == [0.0, 1.0, 2.0, 3.0]
+    assert [t.get_text() for t in share.get_xticklabels()] == ["50", "90", "99", "99.9"]
+    assert (share.get_xscale(), share.get_xlabel()) == ("linear", "Length (evenly spaced)")
+    assert list(length.get_lines()[0].get_xdata()) == [512.0, 1024.0, 2048.0]
+    assert (length.get_xscale(), length.get_xlabel()) == ("log", "Length")
+
+
+@pytest.mark.parametrize(("low", "high", "expected"), [
+    (0.21, 3.4, ["0.5", "1", "2"]), (0.3, 400.0, ["1", "10", "100"]), (1.1, 1.9, ["1.2", "1.4", "1.6"]),
+    (1e-8, 1e-3, [r"$\mathdefault{10^{-6}}$"]),
+])
+def test_logarithmic_ticks_are_plain_where_short(make_experiment, make_record, metrics, low, high, expected):
+    records = [make_record("softmax", v, metric="fwd_ms", unit="ms", n=n) for n, v in ((64, low), (128, high))]
+    figure = draw_figure(make_experiment(figure=LINES), records, "lab", metrics)
+    figure.canvas.draw()
+    axis = figure.axes[0].yaxis
+    bottom, top = figure.axes[0].get_ylim()
+    shown = [tick.label1.get_text() for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks())
+             if bottom <= tick.get_loc() <= top]
+    assert set(expected) <= set(shown)
+    assert len([t for t in shown if t]) <= 12
 
 
 def test_a_system_looks_the_same_whether_or_not_others_ran(make_experiment, timings, metrics):
@@ -135,6 +195,16 @@ def test_bars_have_labels_values_and_the_papers_number(make_experiment, make_rec
     assert sorted(t.get_text() for t in axes.texts) == ["80.0", "80.0", "85.0", "85.0", "OOM"]
     assert [list(line.get_ydata()) for line in axes.get_lines()] == [[90.0]]
     assert axes.get_ylim()[1] > 90
+
+
+def test_bars_show_on_a_logarithmic_axis(make_experiment, scores, metrics):
+    spec = dataclasses.replace(BARS, yscale="log")
+    axes = draw_figure(make_experiment(figure=spec), scores, "lab", metrics).axes[0]
+    low, high = axes.get_ylim()
+    assert 0 < low < 80 and high > 85
+    corners = [(axes.transData + axes.transAxes.inverted()).transform(bar.get_path().vertices * (1, bar.get_height())
+               + (bar.get_x(), 0))[:, 1] for bar in axes.patches]
+    assert all(math.isfinite(c) for bar in corners for c in bar)
 
 
 @pytest.mark.parametrize("kind", ["timings", "shares", "scores"])

@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from tasks.claim import Claim
 from tasks.config import FigureSpec
 from tasks.errors import UserError
 from tasks.records import records_path
@@ -63,6 +64,28 @@ def test_a_chapter_shows_the_best_scale_and_the_notes(three, results):
     assert "- Batch size unknown, 8 here." in text
     assert "figures/adasplash/figure6.reported.png" in text
     assert "Nothing to draw yet" in text
+
+
+def test_the_index_holds_each_verdict_twice_and_how_the_numbers_compare(make_experiment, make_record, results, store):
+    claim = Claim("Entmax has half the loss (a | b).", "ratio", "val_loss", "softmax", 2, over="entmax")
+    measured = make_experiment(rows=ROWS, claims=(claim,))
+    waiting = make_experiment("adasplash/figure6", item="Figure 6", claims=(claim,))
+    store(measured, [make_record("softmax", 3.0, n=8), make_record("entmax", 2.0, n=8)])
+    render_all([measured, waiting, make_experiment("adasplash/table6")], results, lambda e: True)
+    text = index(results)
+    head, chapters = text[:text.index("## AdaSplash\n")], text[text.index("## AdaSplash\n"):]
+    verdict = "**different**: 1.5 times (lab scale; the paper: 2 times)"
+    assert f"| AdaSplash | [Table 4](#adasplash-table4) | Entmax has half the loss (a \\| b). | {verdict} |" in head
+    nothing = "**not run**: no records of lab or paper scale (the paper: 2 times)"
+    assert f"| [Figure 6](#adasplash-figure6) | Entmax has half the loss (a \\| b). | {nothing} |" in head
+    assert f"Claims:\n\n- Entmax has half the loss (a \\| b). {verdict}.\n" in chapters
+    assert chapters.count("Claims:") == 2  # nothing under the item without any
+    assert "measured over reported: Validation loss 0.86 (1 of 1 reported cells)." in chapters
+
+
+def test_without_claims_there_is_no_table_of_them(three, results):
+    render_all(three, results, lambda e: True)
+    assert "Claims" not in index(results)
 
 
 def test_the_index_is_the_same_when_made_again(three, results):

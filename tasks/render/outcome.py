@@ -1,0 +1,107 @@
+"""How an experiment's numbers compare with the paper's, in a sentence or two computed from the records."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+
+from tasks.config import Experiment
+from tasks.records import Record
+from tasks.render.cells import Cell, collect, setting
+from tasks.render.claims import TELLING_SCALES
+from tasks.render.metrics import Metric, metric_of
+
+DIFFERENCES = {"%": "points", "ratio": "", "nats/token": "nats/token"}  # units whose values are subtracted, not divided
+TIMES = ("ms", "s")
+SPEEDUP = "speedup"
+
+
+def outcome(experiment: Experiment, records: Mapping[str, Sequence[Record]], metrics: Mapping[str, Metric]) -> str:
+    """Compare the numbers of the most trustworthy scale, paper before lab, with the paper's; empty without any.
+
+    Said are, for every metric that the paper reports, measured over reported (or, for shares and losses, measured less
+    reported) where both have a number, and how the systems' speeds compare with that of one of them.
+    """
+    for scale in TELLING_SCALES:
+        wanted = {*experiment.render.metrics, SPEEDUP} if experiment.render.metrics else ()
+        cells = collect(experiment, records.get(scale, ()), experiment.render.params, tuple(wanted))
+        shown = {c.metric: metric_of(c.metric, metrics, records.get(scale, ())) for c in cells}
+        said = [*_agreement(cells, shown), *_speeds(experiment, cells, shown)]
+        if said:
+            text = " ".join(said)
+            return f"At {scale} scale{' (reduced settings)' * (scale == 'lab')}, {text[0].lower()}{text[1:]}"
+    return ""
+
+
+def _agreement(cells: Sequence[Cell], metrics: Mapping[str, Metric]) -> Iterator[str]:
+    parts: dict[str, list[str]] = {"over": [], "less": []}
+    for name in dict.fromkeys(c.metric for c in cells if c.paper):
+        reported = [c for c in cells if c.metric == name and c.paper and c.paper["value"] is not None]
+        both = [(c.measured.mean, c.paper["value"]) for c in reported
+                if c.measured and c.measured.status == "ok" and c.paper]
+        metric, subtract = metrics[name], metrics[name].unit in DIFFERENCES
+        values = [m - p if subtract else m / p for m, p in both if subtract or p]
+        if values:
+            write = _signed if subtract else _number
+            unit = DIFFERENCES[metric.unit or ""] if subtract else ""
+            middle = f"{write(statistics.median(values))} {unit}".rstrip()
+            spread = f"median; {write(min(values))} to {write(max(values))}; " if len(values) > 1 else ""
+            parts["less" if subtract else "over"].append(
+                f"{metric.label} {middle} ({spread}{len(values)} of {len(reported)} reported cells)")
+    for word, found in parts.items():
+        if found:
+            yield f"Measured {word} reported: {', '.join(found)}."
+
+
+def _speeds(experiment: Experiment, cells: Sequence[Cell], metrics: Mapping[str, Metric]) -> Iterator[str]:
+    """Compare systems by the first time that the paper reports, else by the speedup measured here."""
+    speedups = [c for c in cells if c.metric == SPEEDUP and c.measured and c.measured.status == "ok"]
+    base = next((c.measured.records[-1].params.get("relative_to") for c in speedups if c.measured), None)
+    timed = [c for c in cells if c.paper and c.paper["value"] and metrics[c.metric].unit in TIMES]
+    if timed:
+        first = [c for c in timed if c.metric == timed[0].metric]
+        base = base or _most_reported(experiment, first)
+        beside = _beside_the_paper(experiment, first, base)
+        if beside:
+            label = metrics[first[0].metric].label
+            yield f"{label}, times as fast as {experiment.systems[base]} – {'; '.join(beside)}."
+            return
+    if base in experiment.systems:
+        values = {s: [c.measured.mean for c in speedups if c.system == s != base and c.measured]
+                  for s in experiment.systems}
+        alone = [f"{experiment.systems[s]}: {_range(found)}" for s, found in values.items() if found]
+        if alone:
+            yield (f"Times as fast as {experiment.systems[base]}, of which the paper gives no numbers – "
+                   f"{'; '.join(alone)}.")
+
+
+def _beside_the_paper(experiment: Experiment, cells: Sequence[Cell], base: str) -> list[str]:
+    """Say of each system how fast it is relative to ``base``, here and in the paper, over the same settings."""
+    found = {(c.system, setting(c)): (c.measured.mean, c.paper["value"]) for c in cells
+             if c.paper and c.measured and c.measured.status == "ok" and c.measured.mean > 0}
+    said = []
+    for system in experiment.systems:
+        pairs = [(found[base, place], times) for (s, place), times in found.items()
+                 if s == system != base and (base, place) in found]
+        if pairs:
+            here, there = ([slow[side] / fast[side] for slow, fast in pairs] for side in (0, 1))
+            said.append(f"{experiment.systems[system]}: {_range(here)} (paper {_range(there)})")
+    return said
+
+
+def _most_reported(experiment: Experiment, cells: Sequence[Cell]) -> str:
+    """Return the system with the most numbers of the paper, the first of several."""
+    return max(experiment.systems, key=lambda system: sum(c.system == system for c in cells))
+
+
+def _range(values: Sequence[float]) -> str:
+    low, high = _number(min(values)), _number(max(values))
+    return low if low == high else f"{low} to {high}"
+
+
+def _number(value: float) -> str:
+    return f"{value:.2g}" if abs(value) < 10 else f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+
+
+def _signed(value: float) -> str:
+    return _number(value) if value <= 0 else f"+{_number(value)}"

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import pytest
+
+from tasks.config import TableSpec
+from tasks.render.outcome import outcome
+
+TABLE = TableSpec(("system",), ("metric", "n"), ("fwd_ms", "accuracy", "val_loss"))
+PAPER = [("softmax", "fwd_ms", 8, 10), ("softmax", "fwd_ms", 16, 40), ("entmax", "fwd_ms", 8, 5),
+         ("entmax", "fwd_ms", 16, "oom"), ("entmax", "accuracy", 8, 70), ("softmax", "accuracy", 8, 60)]
+
+
+@pytest.fixture
+def say(make_experiment, metrics):
+    def sentence(records, rows=PAPER, scale="lab", **more):
+        by_scale = {"smoke": [], "lab": [], "paper": [], scale: records, **more}
+        return outcome(make_experiment(rows=rows, table=TABLE), by_scale, metrics)
+
+    return sentence
+
+
+@pytest.fixture
+def record(make_record):
+    def make(system, value, n, metric="fwd_ms", **changes):
+        unit = {"fwd_ms": "ms", "accuracy": "%", "speedup": "ratio"}[metric]
+        return make_record(system, value, metric=metric, unit=unit, n=n, **changes)
+
+    return make
+
+
+def test_times_are_divided_and_speeds_compared_where_both_have_numbers(say, record):
+    records = [record("softmax", 2.0, 8), record("softmax", 4.0, 16), record("entmax", 0.5, 8),
+               record("entmax", 1.0, 16), record("entmax", 7.0, 32)]  # the paper has no time at 32, nor entmax's at 16
+    assert say(records) == (
+        "At lab scale (reduced settings), measured over reported: Forward 0.1 (median; 0.1 to 0.2; 3 of 3 reported "
+        "cells). Forward, times as fast as Softmax – Entmax 1.5: 4 (paper 2).")
+
+
+def test_shares_are_subtracted(say, record):
+    records = [record("entmax", 73.0, 8, "accuracy"), record("softmax", 59.5, 8, "accuracy")]
+    assert say(records, scale="paper") == (
+        "At paper scale, measured less reported: Accuracy +1.2 points (median; -0.5 to +3; 2 of 2 reported cells).")
+
+
+def test_a_cell_without_a_result_is_not_counted(say, record):
+    records = [record("softmax", 2.0, 8), record("softmax", None, 16, status="oom")]
+    assert say(records) == (
+        "At lab scale (reduced settings), measured over reported: Forward 0.2 (1 of 3 reported cells).")
+
+
+def test_seeds_are_averaged(say, record):
+    records = [record("softmax", value, 8, seed=seed) for seed, value in enumerate((1.0, 2.0, 6.0))]
+    assert "Forward 0.3 (1 of 3" in say(records)
+
+
+def test_paper_scale_comes_first_and_smoke_says_nothing(say, record):
+    assert say([record("softmax", 2.0, 8)], scale="smoke") == ""
+    both = say([record("softmax", 2.0, 8)], scale="paper", lab=[record("softmax", 4.0, 8)])
+    assert both.startswith("At paper scale, measured over reported: Forward 0.2")
+    lost = say([record("softmax", None, 8, status="oom")], scale="paper", lab=[record("softmax", 4.0, 8)])
+    assert lost.startswith("At lab scale (reduced settings), measured over reported: Forward 0.4")
+
+
+def test_speeds_relative_to_a_system_that_the_records_name(say, record):
+    records = [record("softmax", 2.0, 8), record("entmax", 0.5, 8),
+               record("softmax", 0.25, 8, "speedup", relative_to="entmax")]
+    assert say(records).endswith("Forward, times as fast as Entmax 1.5 – Softmax: 0.25 (paper 0.5).")
+
+
+def test_speedups_of_which_the_paper_gives_no_numbers(say, record):
+    records = [record("entmax", value, n, "speedup", relative_to="softmax") for n, value in ((8, 0.75), (16, 2.0))]
+    records += [record("softmax", 1.0, 8, "speedup", relative_to="softmax")]
+    assert say(records, rows=()) == ("At lab scale (reduced settings), times as fast as Softmax, of which the paper "
+                                     "gives no numbers – Entmax 1.5: 0.75 to 2.")
+
+
+def test_speedups_over_a_system_that_the_paper_does_not_time(say, record):
+    records = [record("entmax", 0.5, 8), record("entmax", 3.0, 8, "speedup", relative_to="softmax")]
+    text = say(records, rows=[("entmax", "fwd_ms", 8, 5)])
+    assert text.endswith("Times as fast as Softmax, of which the paper gives no numbers – Entmax 1.5: 3.")
+
+
+def test_nothing_is_said_of_nothing(say, record):
+    assert say([]) == ""
+    assert say([record("softmax", 2.0, 8)], rows=()) == ""
