@@ -32,7 +32,7 @@ MAX_MARKERS = 25  # a trace with more points is a bare line with a marker now an
 
 def draw_lines(picture: Picture) -> Figure:
     """Draw y against x, a line for each value of ``series`` and a plot for each value of ``panel``."""
-    looks, panels = picture.looks(), picture.panels()
+    looks, panels = picture.looks(), _with_content(picture.panels())
     named = [(picture.label(picture.spec.series, s), s) for s in looks]
     rows, columns = layout(len(panels))
     labels = [label for label, _ in named] + ["the paper's points"]
@@ -51,6 +51,14 @@ def draw_lines(picture: Picture) -> Figure:
                 ax.set_title("\n".join(wrap(picture.label(picture.spec.panel, value), 0.8 * each)))
         legend(axes[columns - 1], _entries(picture, named, looks))
         return figure
+
+
+def _with_content(panels: list[tuple[Any, list[Cell]]]) -> list[tuple[Any, list[Cell]]]:
+    """Leave out panels in which everything was found not to apply."""
+    def empty(cells: list[Cell]) -> bool:
+        return all(c.paper is None and c.measured is not None and c.measured.status == "not_applicable" for c in cells)
+
+    return [(value, cells) for value, cells in panels if not empty(cells)]
 
 
 def _places(picture: Picture) -> dict[Any, float]:
