@@ -109,7 +109,7 @@ def test_the_error_is_against_float64(measure):
     exact = entmax_reference(scores, 1.5)
     expected = float((bisection(1.5, 3, torch.device("cpu"))(scores) - exact).norm() / exact.norm())
     assert expected > 1e-3
-    assert found["bisection_torch", "rel_err"].value == pytest.approx(expected, rel=1e-5)
+    assert found["bisection_torch", "rel_err"].value == pytest.approx(expected, rel=1e-3)
     assert found["bisection_torch", "fwd_ms"].status == "failed"
     assert found["bisection_torch", "fwd_ms"].params["reason"].startswith("wrong result: it is off by ")
 
