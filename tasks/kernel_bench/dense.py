@@ -31,10 +31,15 @@ def bisection(problem: Problem) -> Attention:
     mask, iterations = AttentionMask(causal=problem.causal), problem.iterations or _ITERATIONS
 
     def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        p = _Bisection.apply(masked_scores(q, k, scale=problem.scale, mask=mask), problem.alpha, iterations)
+        p = entmax_by_bisection(masked_scores(q, k, scale=problem.scale, mask=mask), problem.alpha, iterations)
         return p.to(v.dtype) @ v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)
 
     return attention
+
+
+def entmax_by_bisection(scores: Tensor, alpha: float, iterations: int = _ITERATIONS) -> Tensor:
+    """Return entmax of the last dimension of scores, by as many halvings; differentiable."""
+    return _Bisection.apply(scores, alpha, iterations)
 
 
 class _Bisection(torch.autograd.Function):

@@ -18,11 +18,11 @@ def kernels(method: str, problem: Problem) -> Attention:
     if problem.device.type == "cpu" and not kernels_interpreted():
         raise NotMeasured("needs a CUDA device, or TRITON_INTERPRET=1 for Triton's interpreter")
     if problem.iterations is not None:
-        method = _limited(method, problem.iterations)
+        method = limited(method, problem.iterations)
     return partial(entmax_attention, method=method, alpha=problem.alpha, causal=problem.causal)
 
 
-def _limited(method: str, iterations: int) -> str:
+def limited(method: str, iterations: int) -> str:
     """Add a method that is another with a limit on its iterations, and return the name it goes by."""
     import adasplash_kernels.launch  # noqa: F401 - fills the table
     from adasplash_kernels.thresholds import THRESHOLDS

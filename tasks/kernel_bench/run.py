@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from tasks.kernel_bench import captured, published
+from tasks.kernel_bench import captured, published, rowwise, solver_error, solver_updates
 from tasks.kernel_bench.compile_cache import state_at_start
 from tasks.kernel_bench.settings import CAPTURE, Case, SpeedSettings, cases
 from tasks.kernel_bench.side_by_side import SideBySide
@@ -113,4 +113,9 @@ PROGRAMS = {
     "attention_speed": Program(SpeedSettings, _jobs, attention_speed, _identity, _obstacle),
     "block_sparsity_sweep": Program(SweepSettings, _sweep_jobs, block_sparsity_sweep, _identity, _obstacle),
     "block_sparsity_by_tile": Program(TileSettings, tile_jobs, block_sparsity_by_tile),
-}
+    "rowwise_entmax": Program(rowwise.RowwiseSettings, rowwise.jobs, rowwise.rowwise_entmax, obstacle=rowwise.obstacle),
+    "solver_error": Program(solver_error.ErrorSettings, solver_error.jobs, solver_error.solver_error,
+                            obstacle=solver_error.obstacle),
+    "solver_updates": Program(solver_updates.UpdateSettings, solver_updates.jobs, solver_updates.solver_updates,
+                              solver_updates.identity, solver_updates.obstacle),
+}  # fmt: skip

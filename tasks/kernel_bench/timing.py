@@ -22,6 +22,7 @@ from tasks.kernel_bench.problem import Attention
 from tasks.kernel_bench.settings import Timing
 
 PIECES = ("fwd_ms", "bwd_ms", "fwd_bwd_ms")
+_SPANS = ((0, 1), (1, 2), (3, 4))  # of each piece, among the marks of a call
 _FEWEST_ROUNDS = 3
 _WARMUP_SHARE = 0.25
 
@@ -52,7 +53,7 @@ class Clock:
 
 @dataclass
 class Times:
-    """Milliseconds of every timed round: forward, backward, and both timed together."""
+    """Milliseconds of every timed round: forward, backward, and both timed together; empty where not timed."""
 
     pieces: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in PIECES})
 
@@ -85,6 +86,15 @@ def run_once(attention: Attention, tensors: Tensors, clock: Clock) -> list[Any]:
     return marks
 
 
+def run_forward(function: Callable[[Tensor], Tensor], scores: Tensor, clock: Clock) -> list[Any]:
+    """Run a function of one tensor without gradients; return the marks around it."""
+    with torch.no_grad():
+        marks = [clock.mark()]
+        function(scores)
+        marks.append(clock.mark())
+    return marks
+
+
 def backward(out: Tensor, tensors: Tensors) -> tuple[Tensor, ...]:
     """Return the gradients to q, k and v."""
     return torch.autograd.grad(out, tensors.leaves, tensors.do)
@@ -97,15 +107,18 @@ def rotated(names: Sequence[str], by: int) -> list[str]:
 
 
 def interleave(
-    systems: Mapping[str, Attention], tensors: Tensors, timing: Timing, clock: Clock,
+    systems: Mapping[str, Any], tensors: Any, timing: Timing, clock: Clock,
     lose: Callable[[str, Exception], None], now: Callable[[], float] = time.monotonic,
+    once: Callable[[Any, Any, Clock], list[Any]] = run_once,
 ) -> dict[str, Times]:  # fmt: skip
     """Time the systems in rounds, each once a round.
 
     Args:
         systems: name to function, called before (nothing is compiled here).
+        tensors: what ``once`` gives each of them.
         lose: told of a system that raises, which is left out from then on.
         now: seconds, for the budget.
+        once: runs one of them and returns the marks: :func:`run_once` (attention) or :func:`run_forward` (rows).
 
     Returns:
         The times of every system that was not lost.
@@ -117,15 +130,15 @@ def interleave(
         marks = {}
         for name in rotated(list(left), number):
             try:
-                marks[name] = run_once(left[name], tensors, clock)
+                marks[name] = once(left[name], tensors, clock)
             except Exception as error:  # whatever a foreign kernel raises
                 del left[name]
                 lose(name, error)
         clock.wait()
-        for name, (a, b, c, d, e) in marks.items():
-            if keep:
-                for piece, span in zip(PIECES, ((a, b), (b, c), (d, e)), strict=True):
-                    times[name].pieces[piece].append(clock.between(*span))
+        for name, found in marks.items():
+            for piece, (start, end) in zip(PIECES, _SPANS, strict=True):
+                if keep and end < len(found):
+                    times[name].pieces[piece].append(clock.between(found[start], found[end]))
 
     for number in range(timing.warmup):
         play(number, keep=False)

@@ -41,7 +41,7 @@ TOP, ROW = 0.97, 0.045  # where the first row of crosses is, and how far apart t
 
 def draw_lines(picture: Picture) -> Figure:
     """Draw y against x, a line for each value of ``series`` and a plot for each value of ``panel``."""
-    looks, panels = picture.looks(), picture.panels()
+    looks, panels = picture.looks(), _with_content(picture.panels())
     named = [(picture.label(picture.spec.series, s), s) for s in looks]
     rows, columns = layout(len(panels))
     labels = [label for label, _ in named] + [PAPER]
@@ -67,6 +67,14 @@ def draw_lines(picture: Picture) -> Figure:
                     plain_log_ticks(axis)
         legend(axes[columns - 1], _entries(picture, named, looks, {s for some in lost.values() for s in some}))
         return figure
+
+
+def _with_content(panels: list[tuple[Any, list[Cell]]]) -> list[tuple[Any, list[Cell]]]:
+    """Leave out panels in which everything was found not to apply."""
+    def empty(cells: list[Cell]) -> bool:
+        return all(c.paper is None and c.measured is not None and c.measured.status == "not_applicable" for c in cells)
+
+    return [(value, cells) for value, cells in panels if not empty(cells)]
 
 
 def _places(picture: Picture, cells: list[Cell]) -> tuple[dict[Any, float], bool]:

@@ -7,7 +7,7 @@ import torch
 
 from tasks.kernel_bench.inputs import Tensors
 from tasks.kernel_bench.settings import Timing
-from tasks.kernel_bench.timing import PIECES, Clock, Times, interleave, rotated
+from tasks.kernel_bench.timing import PIECES, Clock, Times, interleave, rotated, run_forward
 
 CPU = torch.device("cpu")
 
@@ -117,3 +117,16 @@ def test_the_clock_of_the_gpu():
     end = clock.mark()
     clock.wait()
     assert clock.between(start, end) >= 0
+
+
+def test_the_forward_alone(tensors):
+    """One span a round, no gradients, and nothing in the other pieces."""
+    wanted = []
+
+    def function(scores):
+        wanted.append(torch.is_grad_enabled())
+        return scores
+
+    times = interleave({"a": function}, tensors.q, Timing(1, 3, "mean"), Counting(), lose=pytest.fail, once=run_forward)
+    assert times["a"].pieces == {"fwd_ms": [1.0, 1.0, 1.0], "bwd_ms": [], "fwd_bwd_ms": []}
+    assert wanted == [False] * 4

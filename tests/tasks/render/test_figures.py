@@ -270,6 +270,14 @@ def test_lines_split_into_panels_share_one_scale(make_experiment, make_record, m
     assert len({a.get_ylim() for a in shown}) == 1
 
 
+def test_a_panel_in_which_nothing_applies_is_left_out(make_experiment, make_record, metrics):
+    spec = FigureSpec("lines", "n", "fwd_ms", panel="alpha")
+    records = [make_record("softmax", value, metric="fwd_ms", unit="ms", status=status, n=1, alpha=alpha)
+               for alpha, value, status in ((1, 2.0, "ok"), (2, None, "not_applicable"), (3, None, "oom"))]
+    figure = draw_figure(make_experiment(figure=spec), records, "lab", metrics)
+    assert [a.get_title() for a in figure.axes if a.get_visible()] == ["alpha = 1", "alpha = 3"]
+
+
 def test_a_long_title_stays_inside_the_figure(make_experiment, timings, metrics):
     experiment = make_experiment(rows=PAPER, figure=LINES, title="MMMMM WWWWW $a $ " * 12)
     figure = draw_figure(experiment, timings, "lab", metrics)

@@ -1,0 +1,76 @@
+"""Rows of scores for the solvers of the threshold, and the exact solution of each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from adasplash_kernels.eager import solve_theta
+from tasks.kernel_bench.settings import DTYPES, GAUSSIAN, _above_zero, _at_least
+
+BATCH = 2**25  # scores looked at at once: 256 MiB in float64, several times that while they are sorted
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Shape and content of rows of scores (rows, n): independent normal numbers of one variance."""
+
+    rows: int
+    n: int
+    dtype: str
+    alpha: float
+    data: str
+    variance: float = 1.0
+
+    def __post_init__(self) -> None:
+        _at_least(1, rows=self.rows, n=self.n)
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype: got {self.dtype!r}, allowed are {', '.join(DTYPES)}")
+        if not 1 < self.alpha <= 2:
+            raise ValueError(f"alpha: got {self.alpha}, allowed is above 1 to 2 (sparsemax)")
+        if self.data != GAUSSIAN:
+            raise ValueError(f"data: got {self.data!r}, allowed is {GAUSSIAN}")
+        _above_zero(variance=self.variance)
+
+    @property
+    def params(self) -> dict[str, object]:
+        """As records say it."""
+        return {"rows": self.rows, "n": self.n, "dtype": self.dtype, "alpha": self.alpha, "data": self.data,
+                "variance": self.variance}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SeededRows(Rows):
+    """Rows of one draw."""
+
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _at_least(0, seed=self.seed)
+
+
+def device_here() -> torch.device:
+    """Return where measurements run."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def draw(rows: Rows, generator: torch.Generator) -> Tensor:
+    """Return the rows, drawn on the CPU so that they are the same on every machine."""
+    x = torch.randn(rows.rows, rows.n, generator=generator).mul_(rows.variance**0.5)
+    return x.to(DTYPES[rows.dtype])
+
+
+def exact_theta(scores: Tensor, alpha: float) -> Tensor:
+    """Return theta (R,) float64 of rows of scores: by sorting for alpha 1.5 and 2, by Newton's steps for others."""
+    return torch.cat([solve_theta(scores[at].double(), alpha)[:, 0] for at in bands(scores)])
+
+
+def bands(scores: Tensor) -> Iterator[slice]:
+    """Cut rows (R, n) into bands of at most :data:`BATCH` scores, or of one row."""
+    count = max(1, BATCH // scores.shape[1])
+    for start in range(0, len(scores), count):
+        yield slice(start, min(start + count, len(scores)))
