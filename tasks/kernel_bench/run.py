@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 
-from tasks.kernel_bench import captured, published
+from tasks.kernel_bench import captured, mappings, published
 from tasks.kernel_bench.compile_cache import state_at_start
+from tasks.kernel_bench.reads import program as reads
+from tasks.kernel_bench.reads.settings import ReadsSettings
 from tasks.kernel_bench.settings import CAPTURE, Case, SpeedSettings, cases
 from tasks.kernel_bench.side_by_side import SideBySide
 from tasks.programs import Context, Job, Program
@@ -34,7 +36,7 @@ def _jobs(settings: SpeedSettings) -> list[CaseJob]:
     return [CaseJob(name, case.seed, case) for case in cases(settings.inputs) for name in settings.measure]
 
 
-def _identity(settings: SpeedSettings, data_root: Path | None) -> dict[str, Any]:
+def _identity(settings: SpeedSettings | ReadsSettings, data_root: Path | None) -> dict[str, Any]:
     """Captured data, and the published package: with another one, or once it is there, everything is due again."""
     identity: dict[str, Any] = {}
     if settings.inputs.data.startswith(CAPTURE):
@@ -47,7 +49,7 @@ def _identity(settings: SpeedSettings, data_root: Path | None) -> dict[str, Any]
     return identity
 
 
-def _obstacle(settings: SpeedSettings, data_root: Path | None) -> str | None:
+def _obstacle(settings: SpeedSettings | ReadsSettings, data_root: Path | None) -> str | None:
     x = settings.inputs
     pairs = x.b * x.h * max(x.n) ** 2
     if not torch.cuda.is_available() and pairs > _MOST_CPU_PAIRS:
@@ -93,4 +95,8 @@ def attention_speed(job: CaseJob, settings: SpeedSettings, context: Context) -> 
     return current.group.measurements(job.system)
 
 
-PROGRAMS = {"attention_speed": Program(SpeedSettings, _jobs, attention_speed, _identity, _obstacle)}
+PROGRAMS = {
+    "attention_speed": Program(SpeedSettings, _jobs, attention_speed, _identity, _obstacle),
+    "count_reads": Program(ReadsSettings, reads.jobs, reads.count_reads, _identity, _obstacle),
+    "mapping_surfaces": Program(mappings.SurfaceSettings, mappings.jobs, mappings.mapping_surfaces),
+}

@@ -17,7 +17,7 @@ from ..scores import largest, load_queries, load_theta, query_block, row_max, th
 from ..worklists.pairs import edge_tile, pair_keys, pair_scores, query_pair
 from ..worklists.walk import query_list
 from .lower_bound import rise
-from .refine import last_step, store_theta
+from .refine import last_step, store_passes, store_theta
 
 _NEWTON_STEPS = tl.constexpr(4)  # more leave the number of survivors as it is, to four digits
 
@@ -66,7 +66,7 @@ def bound_kernel(x, size, floor_out, GROUPS: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["max_iterations"])
-def listed_kernel(x, size, floor_in, theta_out, max_iterations):
+def listed_kernel(x, size, floor_in, theta_out, max_iterations, passes_out=None):
     """Write theta for one block of queries of one head, solved on its list of columns from a lower bound.
 
     Newton's steps on the norm of the weights rise to theta and never pass it (see lower_bound.py): no bracket is
@@ -74,6 +74,7 @@ def listed_kernel(x, size, floor_in, theta_out, max_iterations):
 
     Args:
         floor_in: (B, H, N_q) float32, the bound; ``+inf`` for rows that see no key.
+        passes_out: see ``store_passes``.
     """
     size = open_sizes(x, size)
     at = query_block(x, size)
@@ -100,3 +101,4 @@ def listed_kernel(x, size, floor_in, theta_out, max_iterations):
         unfinished = tl.max(((tl.abs(step) > tolerance) & ~empty).to(tl.int32), 0)  # false for NaN, which must not hang
         iteration += 1
     store_theta(theta_out, size, at, tl.where(empty, float("inf"), theta))
+    store_passes(passes_out, x, size, at, iteration)
