@@ -8,7 +8,7 @@ import triton.language as tl
 from .inputs import open_sizes
 from .mapping import load_exponent, weights
 from .scores import dot, load_queries, load_theta, load_tile, query_block, store_rows
-from .thresholds.refine import store_theta
+from .thresholds.refine import store_passes, store_theta
 from .thresholds.settle import newton_step, settled_step
 from .worklists.walk import next_tile, query_list, run, run_range
 
@@ -48,12 +48,13 @@ def _store(x, size, at, out, out2, acc, acc2, u_sum):
 
 
 @triton.jit
-def output_kernel(x, size, theta_ref, out, out2, settle):
+def output_kernel(x, size, theta_ref, out, out2, settle, passes_out=None):
     """Write O, and O2 unless it is None, for one block of queries of one head, both contiguous (B, H, N_q, D).
 
     Args:
         theta_ref: (B, H, N_q) float32; with ``settle``, which is None or as in thresholds/settle.py, a step short of
             the thresholds that replace them.
+        passes_out: see ``store_passes``.
     """
     size = open_sizes(x, size)
     at = query_block(x, size)
@@ -64,6 +65,7 @@ def output_kernel(x, size, theta_ref, out, out2, settle):
     if settle is None:
         acc, acc2, u_sum, _total = _visit(x, size, at, q, walk, theta, a, out2 is not None, False)
         _store(x, size, at, out, out2, acc, acc2, u_sum)
+        store_passes(passes_out, x, size, at, 1)
     else:
         step = load_theta(settle.step, size, at)
         acc = tl.zeros((x.BLOCK_M, x.BLOCK_D), tl.float32)
@@ -82,3 +84,4 @@ def output_kernel(x, size, theta_ref, out, out2, settle):
             number += 1
         store_theta(theta_ref, size, at, theta)
         _store(x, size, at, out, out2, acc - step[:, None] * acc2, acc2, u_sum)
+        store_passes(passes_out, x, size, at, number)

@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 
-from tasks.kernel_bench import captured, published, rowwise, solver_error, solver_updates
+from tasks.kernel_bench import captured, mappings, published, rowwise, solver_error, solver_updates
 from tasks.kernel_bench.compile_cache import state_at_start
+from tasks.kernel_bench.reads import program as reads
+from tasks.kernel_bench.reads.settings import ReadsSettings
 from tasks.kernel_bench.settings import CAPTURE, Case, SpeedSettings, cases
 from tasks.kernel_bench.side_by_side import SideBySide
 from tasks.kernel_bench.sparsity_by_tile import TileSettings, block_sparsity_by_tile, tile_jobs
@@ -40,7 +42,7 @@ def _sweep_jobs(settings: SweepSettings) -> list[CaseJob]:
     return [CaseJob(name, case.seed, case) for case in level_cases(settings) for name in settings.measure]
 
 
-def _identity(settings: SpeedSettings | SweepSettings, data_root: Path | None) -> dict[str, Any]:
+def _identity(settings: SpeedSettings | SweepSettings | ReadsSettings, data_root: Path | None) -> dict[str, Any]:
     """Captured data, and the published package: with another one, or once it is there, everything is due again."""
     identity: dict[str, Any] = {}
     if settings.inputs.data.startswith(CAPTURE):
@@ -53,7 +55,7 @@ def _identity(settings: SpeedSettings | SweepSettings, data_root: Path | None) -
     return identity
 
 
-def _obstacle(settings: SpeedSettings | SweepSettings, data_root: Path | None) -> str | None:
+def _obstacle(settings: SpeedSettings | SweepSettings | ReadsSettings, data_root: Path | None) -> str | None:
     x = settings.inputs
     pairs = x.b * x.h * (x.n if isinstance(x.n, int) else max(x.n)) ** 2
     if not torch.cuda.is_available() and pairs > _MOST_CPU_PAIRS:
@@ -118,4 +120,6 @@ PROGRAMS = {
                             obstacle=solver_error.obstacle),
     "solver_updates": Program(solver_updates.UpdateSettings, solver_updates.jobs, solver_updates.solver_updates,
                               solver_updates.identity, solver_updates.obstacle),
+    "count_reads": Program(ReadsSettings, reads.jobs, reads.count_reads, _identity, _obstacle),
+    "mapping_surfaces": Program(mappings.SurfaceSettings, mappings.jobs, mappings.mapping_surfaces),
 }  # fmt: skip

@@ -16,7 +16,7 @@ from ..mapping import load_exponent, weights
 from ..scores import largest, load_queries, load_theta, query_block, row_max, threshold_scores
 from ..worklists.walk import all_tiles, next_tile, query_list, run
 from .lower_bound import rise
-from .refine import store_theta
+from .refine import store_passes, store_theta
 from .settle import newton_step, next_step, resolved_step, settled_step
 
 _NEWTON_STEPS = tl.constexpr(4)  # more leave the number of survivors as it is, to four digits
@@ -62,7 +62,7 @@ def bound_kernel(x, size, floor_out, GROUPS: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["max_iterations"])
-def listed_kernel(x, size, floor_in, theta_out, settle, max_iterations):
+def listed_kernel(x, size, floor_in, theta_out, settle, max_iterations, passes_out=None):
     """Write theta for one block of queries of one head, solved on its list of columns from a lower bound.
 
     Newton's steps on the norm of the weights rise to theta and never pass it (see lower_bound.py): no bracket is
@@ -71,6 +71,7 @@ def listed_kernel(x, size, floor_in, theta_out, settle, max_iterations):
     Args:
         floor_in: (B, H, N_q) float32, the bound; ``+inf`` for rows that see no key.
         settle: None, or what says when to stop a step short of theta and where to write the last step (see settle.py).
+        passes_out: see ``store_passes``.
     """
     size = open_sizes(x, size)
     at = query_block(x, size)
@@ -106,3 +107,4 @@ def listed_kernel(x, size, floor_in, theta_out, settle, max_iterations):
     store_theta(theta_out, size, at, tl.where(empty, float("inf"), theta))
     if settle is not None:
         store_theta(settle.step, size, at, step)
+    store_passes(passes_out, x, size, at, iteration)

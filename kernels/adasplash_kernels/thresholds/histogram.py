@@ -17,7 +17,7 @@ from ..mapping import load_exponent
 from ..scores import load_queries, query_block, threshold_scores
 from ..worklists.walk import MIXED, all_tiles, mask_row
 from .lower_bound import rise
-from .refine import bracket, highest_score, refine, store_theta
+from .refine import bracket, highest_score, refine, store_passes, store_theta
 
 _BINS = tl.constexpr(8)
 _CAPACITY = tl.constexpr(15)
@@ -62,8 +62,8 @@ def _count(x, size, at, q, top, width):
 
 
 @triton.jit(do_not_specialize=["max_iterations"])
-def histogram_kernel(x, size, theta_out, tiles_out, max_iterations):
-    """Write theta for one block of queries of one head, and its marks unless ``tiles_out`` is None."""
+def histogram_kernel(x, size, theta_out, tiles_out, max_iterations, passes_out=None):
+    """Write theta for one block of queries of one head, its marks and its passes unless these are None."""
     size = open_sizes(x, size)
     at = query_block(x, size)
     q = load_queries(x, size, at)
@@ -79,5 +79,6 @@ def histogram_kernel(x, size, theta_out, tiles_out, max_iterations):
     # scores sit anywhere in their bins: the middle of that range is the best guess, and Halley's step takes it on
     theta = tl.maximum(tl.minimum(start + 0.75 * width, high), low)
     marks = mask_row(x, size, at, tiles_out)
-    theta = refine(x, size, at, q, all_tiles(at), a, empty, low, high, theta, marks, max_iterations, True)
+    theta, passes = refine(x, size, at, q, all_tiles(at), a, empty, low, high, theta, marks, max_iterations, True)
     store_theta(theta_out, size, at, theta)
+    store_passes(passes_out, x, size, at, passes)

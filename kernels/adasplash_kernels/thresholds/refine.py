@@ -100,7 +100,9 @@ def last_step(a, ALPHA: tl.constexpr):
 
 @triton.jit
 def refine(x, size, at, q, walk, a, empty, low, high, theta, marks, max_iterations, NORM: tl.constexpr):
-    """Return theta of a block of queries, solved from a start inside a bracket; ``+inf`` for empty rows.
+    """Return theta of a block of queries, solved from a start inside a bracket, and the number of passes that took.
+
+    Theta is ``+inf`` for empty rows.
 
     Args:
         walk: the tiles to visit, which hold every score that may be in the support.
@@ -142,10 +144,18 @@ def refine(x, size, at, q, walk, a, empty, low, high, theta, marks, max_iteratio
         iteration += 1
     if marks is not None:
         theta = tl.where(theta < floor, floor, theta)  # only if the iterations ran out: the marks stay a superset
-    return tl.where(empty, float("inf"), theta)
+    return tl.where(empty, float("inf"), theta), iteration
 
 
 @triton.jit
 def store_theta(theta_out, size, at, theta):
     """Write the thresholds (B, H, N_q) of a block of queries."""
     tl.store(theta_out + at.head_index * size.n_q + at.rows, theta, mask=at.rows < size.n_q)
+
+
+@triton.jit
+def store_passes(passes_out, x, size, at, passes):
+    """Write the passes of a block's solve over its keys, (B * H, query blocks) int32; nothing if there is no such
+    tensor, as in every call but those that count."""
+    if passes_out is not None:
+        tl.store(passes_out + at.head_index * tl.cdiv(size.n_q, x.BLOCK_M) + at.index, passes)
