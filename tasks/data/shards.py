@@ -71,7 +71,7 @@ def last_reached(path: Path, shard_tokens: int, itemsize: int, wanted: dict[str,
     while (found := _read_note(shard_path(path, index), wanted)) is not None:
         shard = shard_path(path, index)
         size = shard.stat().st_size if shard.is_file() else None
-        if size != shard_tokens * itemsize or found.tokens != (index + 1) * shard_tokens:
+        if size != shard_tokens * itemsize:
             log.warning("%s is damaged or of another length; tokenising again from there", shard)
             break
         reached, index = found, index + 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import pickle
@@ -12,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tasks.data import tokens
+from tasks.data import files, tokens
 from tasks.data.corpus import TextCorpus
 from tasks.data.shards import Reached, ShardedIds, shard_lengths, shard_path
 from tasks.data.sources import TokenizerSpec
 from tasks.data.tokenizer import Tokenizer, load_tokenizer
-from tasks.data.tokens import TokenBlocks, TokenFile, tokenize_split
+from tasks.data.tokens import TokenBlocks, TokenFile, tokenize_split, wait_for_split
 from tasks.errors import DataError
 
 SHARD = 100
@@ -216,6 +217,50 @@ def test_shards_of_another_length_are_not_taken_over(
     monkeypatch.setattr(tokens, "SHARD_TOKENS", 130)
     found = tokenize_split(Corpus(texts), "train", tokenizer, tmp_path)
     assert found.open().tolist() == list(itertools.chain(*ids_of(texts, tokenizer)))
+
+
+def test_a_full_disk_leaves_whole_shards(
+    tmp_path: Path, tokenizer: Tokenizer, texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = tokenize_split(Corpus(texts), "train", tokenizer, tmp_path / "whole")
+    writes = iter(range(100))
+
+    def full_at_the_third_shard(_: int) -> None:
+        if next(writes) == 4:  # each shard and each note is brought to the disk
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, "fsync", full_at_the_third_shard)
+        with pytest.raises(DataError, match=r"^cache_dir: .*-00002\.bin not written: no space left on the disk"):
+            tokenize_split(Corpus(texts), "train", tokenizer, tmp_path / "full")
+    stem = whole.path.stem
+    assert list(content(tmp_path / "full")) == sorted(
+        f"{stem}{n}{e}" for n in ("", "-00001") for e in (".bin", ".reached.json"))
+    tokenize_split(Corpus(texts), "train", tokenizer, tmp_path / "full")
+    assert content(tmp_path / "full") == content(tmp_path / "whole")
+
+
+def test_another_process_is_waited_for(
+    tmp_path: Path, tokenizer: Tokenizer, texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has not begun, is half way, has left a torn sidecar, and is done."""
+    slept: list[float] = []
+
+    def other_process(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 1:
+            with pytest.raises(Killed):
+                tokenize_split(Corpus(texts), "train", tokenizer, tmp_path, progress=stop_after(250))
+        elif len(slept) == 2:
+            path = next((tmp_path / "tokens").glob("*-00001.bin"))
+            path.with_name(path.name.replace("-00001.bin", ".json")).write_text("{")
+        else:
+            tokenize_split(Corpus(texts), "train", tokenizer, tmp_path)
+
+    monkeypatch.setattr(tokens.time, "sleep", other_process)
+    found = wait_for_split(Corpus(texts), "train", tokenizer, tmp_path)
+    assert len(slept) == 3
+    assert found == tokenize_split(Corpus(texts), "train", tokenizer, tmp_path)
 
 
 def test_what_is_reached() -> None:

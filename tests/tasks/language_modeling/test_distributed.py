@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,17 @@ def test_batches_that_cannot_be_shared(settings, texts, tmp_path):
     context = Context(tmp_path, texts, print, Devices(3))
     with pytest.raises(ConfigError, match=r"^train.batch_size: got 4, allowed with 3 devices is .* \(6\)"):
         training.trained(settings(), Job("softmax", 0), context)
+
+
+@pytest.mark.parametrize("suffix", ["-2-devices", ""])
+def test_a_finished_run_serves_any_number_of_devices(suffix, settings, train, watch, context):
+    run = train(settings())
+    assert run.facts["devices"] == 1
+    run.folder.rename(run.folder.with_name(run.folder.name + suffix))
+    seen = watch()
+    assert train(settings()).curve == run.curve
+    assert train(settings(), where=replace(context, devices=Devices(2))).curve == run.curve
+    assert seen == []
 
 
 SCRIPT = """

@@ -64,6 +64,21 @@ def test_everything_is_measured(system, cost_settings, context):
     assert by["step_s"].params["weights"] == "random"
 
 
+@pytest.mark.parametrize("system", ["fa2", "sort", "bisection", "auto"])
+def test_mixed_precision(system, cost_settings, models):
+    """The model keeps its float32 weights and attends in bfloat16."""
+    seen = []
+    settings = cost_settings(train={"precision": "bf16-mixed"})
+    hook = torch.nn.modules.module.register_module_forward_hook(
+        lambda module, _, out: seen.append(out.dtype) if type(module).__name__ == "Conv1D" else None)
+    try:
+        cost = measure(system, 0, settings, lambda line: None)
+    finally:
+        hook.remove()
+    assert cost.status == "ok" and set(seen) == {torch.bfloat16}
+    assert {p.dtype for p in models[0].parameters()} == {torch.float32}
+
+
 def test_jobs_are_the_systems_named(cost_settings):
     jobs = PROGRAMS["step_cost"].jobs(cost_settings(measure=["sort", "cudnn"], train={"seeds": [4]}))
     assert jobs == [Job("sort", 4), Job("cudnn", 4)]
@@ -81,15 +96,32 @@ def test_share_of_model_operations(cost_settings):
     assert by["peak_gb"].status == "not_applicable"
 
 
-def test_accumulated_steps_are_steps_of_the_whole_batch(cost_settings, models):
-    """Two micro-batches of two, or one of four: the same tokens, the same weights after four steps."""
-    for micro in (2, 4):
-        measure("sort", 0, cost_settings(train={"micro_batch_size": micro}), lambda line: None)
-    halves, whole = (dict(m.named_parameters()) for m in models)
-    fresh = dict(step_cost.build_model(cost_settings().model, cost_settings().variants["sort"], 100).named_parameters())
-    for name in whole:
-        torch.testing.assert_close(halves[name], whole[name], rtol=1e-3, atol=2e-4)
-    assert any((whole[name] - fresh[name]).abs().max() > 0.01 for name in whole)
+@pytest.mark.parametrize("micro", [1, 2, 4])
+def test_a_step_is_one_of_the_whole_batch(micro, cost_settings, models, monkeypatch):
+    """However many micro-batches: the gradients and weights of a plain loop over batches of four."""
+    clip, norms = torch.nn.utils.clip_grad_norm_, []
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *a: norms.append(float(clip(*a))))
+    settings = cost_settings(train={"micro_batch_size": micro})
+    measure("sort", 0, settings, lambda line: None)
+    torch.manual_seed(0)
+    model = step_cost.build_model(settings.model, settings.variants["sort"], 100)
+    matrices, vectors = ([p for p in model.parameters() if (p.ndim > 1) == many] for many in (True, False))
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95))
+    generator = torch.Generator().manual_seed(0)
+    expected_norms = []
+    for rate in (1 / 3, 2 / 3, 1.0, 1.0):  # warm-up of 3 steps, then the head of the cosine
+        window = torch.randint(100, (4, 17), generator=generator)
+        logits = model(input_ids=window[:, :-1]).logits
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(logits.transpose(1, 2), window[:, 1:]).backward()
+        expected_norms.append(float(clip(model.parameters(), 1.0)))
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-2 * rate
+        optimizer.step()
+    assert norms == pytest.approx(expected_norms, rel=1e-2)
+    for mine, expected in zip(models[0].parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(mine, expected, rtol=1e-3, atol=5e-4)
 
 
 def test_nonzero_weights_are_those_of_the_model(cost_settings, models):
