@@ -46,6 +46,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--data-root", metavar="DIR", help="folder with local data; default: ADASPLASH_DATA")
     run.add_argument("--force", action="store_true", help="run again what has up-to-date records")
     run.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help="default: results/")
+    run.add_argument("--devices", type=int, default=1, metavar="N", help="GPUs of each node; default: 1")
+    run.add_argument("--num-nodes", type=int, default=1, metavar="N", help="default: 1")
+    run.add_argument("--strategy", default="auto", metavar="NAME", help="auto or ddp; default: auto")
     run.add_argument("--no-render", action="store_true", help="leave tables and figures as they are")
     run.add_argument("--outcome", type=Path, help=argparse.SUPPRESS)  # how run_many's children answer
     run.set_defaults(command=_run)
@@ -90,12 +93,17 @@ def _run(options: argparse.Namespace) -> int:
         given = "both" if options.all else "neither"
         raise ConfigError(f"run: got {given}, allowed are either config files or --all (python -m tasks list)")
     from tasks.data.sources import find_data_root
+    from tasks.distributed import Devices, rank
     from tasks.programs import find_program, is_implemented
     from tasks.runner import FAILED, Options, run_experiment, run_many
     from tasks.status import print_files, print_summary
 
     data_root = find_data_root(options.data_root)
-    run_options = Options(options.scale, data_root, options.force, options.results.resolve())
+    devices = Devices(options.devices, options.num_nodes, options.strategy)
+    devices.check_launch()
+    if devices.world > 1 and len(options.configs) != 1:
+        raise ConfigError(f"--devices: got {devices.world} in all, allowed is 1 unless one config file is given")
+    run_options = Options(options.scale, data_root, options.force, options.results.resolve(), devices)
     if options.all:
         experiments = select(find_experiments(), options.only)
         # An experiment comes after its base, whose runs it shares.
@@ -115,6 +123,8 @@ def _run(options: argparse.Namespace) -> int:
             outcomes = [run_experiment(experiments[0], run_options)]
         else:
             outcomes = run_many(experiments, run_options)
+    if rank():
+        return 1 if any(o.state == FAILED for o in outcomes) else 0
     print_summary(outcomes, waiting)  # before rendering, which may find fault with a record or config
     if not options.no_render:
         print_files(outcomes, _render_into(options.results), options.results)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.config import Experiment
+from tasks.distributed import Devices
 from tasks.errors import NotImplementedYet, UserError
 from tasks.records import Measurement
 
@@ -39,11 +40,13 @@ class Context:
         workspace: folder for caches, checkpoints and logs; anything there may be deleted between runs.
         data_root: the local data folder, if one was given.
         say: prints one line of progress.
+        devices: what a program that trains on several devices may use; see ``Program.distributed``.
     """
 
     workspace: Path
     data_root: Path | None
     say: Callable[[str], None]
+    devices: Devices = Devices()
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ class Program:
         identity: settings and data root to what else decides the outcome, such as the data source used; part of
             the config hash, so other data means other records.
         obstacle: settings and data root to why this machine cannot run them, or None.
+        distributed: whether ``run`` may be called in several processes at once, one a device (``context.devices``).
     """
 
     settings: type
@@ -64,6 +68,7 @@ class Program:
     run: Callable[[Job, Any, Context], list[Measurement]]
     identity: Callable[[Any, Path | None], dict[str, Any]] = lambda settings, data_root: {}
     obstacle: Callable[[Any, Path | None], str | None] = lambda settings, data_root: None
+    distributed: bool = False
 
 
 def is_implemented(experiment: Experiment) -> bool:

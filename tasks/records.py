@@ -174,7 +174,9 @@ def source_sha256(config: Path, root: Path = REPOSITORY) -> str:
 def git_commit(root: Path = REPOSITORY) -> str | None:
     """Return the checked-out commit, with ``-dirty`` when files differ from it, or None outside git."""
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True).stdout
+        # Without its lock on the index, which a run that is killed would leave behind and all later commits stop at.
+        command = ["git", "--no-optional-locks", "-C", str(root), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
     try:
         changed = git("status", "--porcelain", "--", "kernels", "tasks", "configs").strip()

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tasks.config import REPOSITORY, Experiment
+from tasks.distributed import Devices, rank
 from tasks.errors import ConfigError, UserError
 from tasks.programs import Context, Job, Program, find_program
 from tasks.records import (
@@ -41,6 +42,7 @@ class Options:
     data_root: Path | None = None
     force: bool = False
     results: Path = RESULTS
+    devices: Devices = Devices()
 
     @property
     def workspace(self) -> Path:
@@ -81,6 +83,9 @@ def plan(experiment: Experiment, options: Options) -> tuple[Program, object, lis
     if not jobs:
         raise ConfigError(f"{where}: the settings ask for no job, allowed is one or more")
     due = not all(fresh for _, _, fresh in jobs)
+    if due and options.devices.world > 1 and not program.distributed:
+        raise UserError(f"{where}: --devices: got {options.devices.world} in all, allowed is 1: the program "
+                        f"{experiment.program} uses one device")
     if due and (obstacle := program.obstacle(settings, options.data_root)):
         raise UserError(f"{where}: cannot run here: {obstacle}")
     return program, settings, jobs
@@ -90,7 +95,8 @@ def run_experiment(experiment: Experiment, options: Options) -> Outcome:
     """Run what is due of one experiment in this process; every job is recorded as it ends.
 
     A job that raises, or whose measurements are none or not finite, leaves a ``failed`` record and the next one
-    still runs.
+    still runs. With several devices this is called in every process and the first one records; there a job that
+    fails ends the run, for the other processes may be waiting for this one.
 
     Raises:
         UserError: as :func:`plan`, a job raised it, or the records cannot be written.
@@ -100,7 +106,9 @@ def run_experiment(experiment: Experiment, options: Options) -> Outcome:
     due = [(job, provenance) for job, provenance, fresh in jobs if not fresh]
     if not due:
         return Outcome(experiment, SKIPPED, f"jobs recorded earlier: {len(jobs)} (--force runs them again)")
-    context = Context(options.workspace, options.data_root, say=lambda line: print(f"  {line}", flush=True))
+    first = rank() == 0
+    context = Context(options.workspace, options.data_root, devices=options.devices,
+                      say=lambda line: print(f"  {line}", flush=True) if first else None)  # fmt: skip
     path = records_path(options.results, experiment.id, options.scale)
     log = log_path(experiment, options)
     failures = []
@@ -111,7 +119,8 @@ def run_experiment(experiment: Experiment, options: Options) -> Outcome:
                 measurements = program.run(job, settings, context)
                 if not measurements:
                     raise ValueError("the program returned no measurements")
-                append_records(path, provenance.records(measurements))
+                if first:
+                    append_records(path, provenance.records(measurements))
             except UserError:
                 raise
             except (Exception, SystemExit) as error:
@@ -122,7 +131,10 @@ def run_experiment(experiment: Experiment, options: Options) -> Outcome:
                 context.say(f"{job}: failed: {reason}")
                 failures.append(f"{job}: {reason}")
                 failed = Measurement("job", None, "", {"reason": reason}, status="failed")
-                append_records(path, provenance.records([failed]))
+                if first:
+                    append_records(path, provenance.records([failed]))
+                if options.devices.world > 1:
+                    raise UserError(f"{job}: failed in process {rank()}: {reason} (log: {shown(log)})") from error
     seconds = time.monotonic() - started
     if failures:
         detail = f"{len(failures)} of {len(due)} jobs, the first: {failures[0]} (log: {shown(log)})"
@@ -193,8 +205,9 @@ def _ending(code: int) -> str:
 
 
 def log_path(experiment: Experiment, options: Options) -> Path:
-    """Return the log file of an experiment at a scale."""
-    return options.workspace / "logs" / f"{experiment.id.replace('/', '-')}-{options.scale}.log"
+    """Return the log file of an experiment at a scale; of several processes each has its own."""
+    process = f"-process{rank()}" if rank() else ""
+    return options.workspace / "logs" / f"{experiment.id.replace('/', '-')}-{options.scale}{process}.log"
 
 
 def shown(path: Path) -> str:

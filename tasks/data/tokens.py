@@ -1,17 +1,20 @@
 """Text as one long line of token ids on disk, and fixed windows cut from it.
 
-A split is tokenised once into a ``.bin`` of uint16 or uint32 that is memory-mapped afterwards; a JSON sidecar
-of the same name says what it is. Both are named by a hash of corpus, split, tokenizer and cap, so nothing
-goes stale.
+A split is tokenised once into a ``.bin`` of uint16 or uint32 that is memory-mapped afterwards, a long one into
+several (see tasks/data/shards.py); a JSON sidecar of the same name says what it is, and that it is complete. All are
+named by a hash of corpus, split, tokenizer and cap, so nothing goes stale.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import logging
 import re
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,12 +27,15 @@ from torch.utils.data import Dataset
 
 from tasks.data.corpus import TextCorpus, check_split
 from tasks.data.files import AtomicFile, write_atomically
+from tasks.data.shards import Reached, ShardedIds, last_reached, shard_lengths, shard_path
 from tasks.data.tokenizer import Tokenizer
 from tasks.errors import DataError
 
 FORMAT = 1
 BATCH_CHARACTERS = 1 << 20  # encoded at once: enough to use the cores, little enough to hold
 PIECE_CHARACTERS = 1 << 16  # longer documents are cut, so that several cores work on one
+SHARD_TOKENS = 100_000_000  # ids in a file: what an interrupted tokenisation loses at most
+_POLL_SECONDS = 1.0
 Progress = Callable[[int, int], None]
 
 log = logging.getLogger(__name__)
@@ -44,10 +50,11 @@ class TokenFile:
         dtype: ``uint16`` or ``uint32``, little-endian.
         tokens: number of ids.
         largest: the largest id.
-        documents: documents encoded; ``max_tokens`` may have cut off the last ones.
+        documents: documents that end within the tokens; ``max_tokens`` may have cut off one more.
         vocab_size: number of ids the tokenizer has.
         split, max_tokens: what was asked for.
         corpus, corpus_fingerprint, tokenizer, tokenizer_fingerprint: sources and their fingerprints.
+        shard_tokens: ids in each file but the last; 0 is all in one.
     """
 
     path: Path
@@ -63,13 +70,14 @@ class TokenFile:
     tokenizer: str
     tokenizer_fingerprint: str
     format: int = FORMAT
+    shard_tokens: int = 0
 
     @classmethod
     def load(cls, path: Path) -> TokenFile:
         """Read and check the sidecar of the ``.bin`` at ``path``.
 
         Raises:
-            DataError: there is no sidecar, it is not one, or the ``.bin`` is missing or has another length.
+            DataError: there is no sidecar, it is not one, or a ``.bin`` is missing or has another length.
         """
         where = f"tokens: {path}"
         try:
@@ -83,21 +91,28 @@ class TokenFile:
         return found
 
     def _check(self, where: str) -> None:
-        for name in ("tokens", "largest", "documents", "vocab_size", "format"):
+        for name in ("tokens", "largest", "documents", "vocab_size", "format", "shard_tokens"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 0:
                 raise DataError(f"{where}: the sidecar's {name} is {getattr(self, name)!r}, not a count")
         if self.format != FORMAT or self.dtype not in ("uint16", "uint32"):
             raise DataError(f"{where}: format {self.format} of {self.dtype!r} is not understood")
-        expected = self.tokens * np.dtype(self.dtype).itemsize
-        actual = self.path.stat().st_size if self.path.is_file() else None
-        if actual != expected:
-            found = "is missing" if actual is None else f"has {actual} bytes"
-            raise DataError(f"{where}: {found}, the sidecar says {expected}: truncated or overwritten")
+        for path, tokens in self._shards():
+            expected = tokens * np.dtype(self.dtype).itemsize
+            actual = path.stat().st_size if path.is_file() else None
+            if actual != expected:
+                shard = "" if path == self.path else f"shard {path.name} "
+                found = "is missing" if actual is None else f"has {actual} bytes"
+                raise DataError(f"{where}: {shard}{found}, the sidecar says {expected}: truncated or overwritten")
 
-    def open(self) -> np.ndarray:
-        """Map the ids into memory, read-only; shape (tokens,), dtype ``dtype``."""
+    def _shards(self) -> list[tuple[Path, int]]:
+        lengths = shard_lengths(self.tokens, self.shard_tokens)
+        return [(shard_path(self.path, i), length) for i, length in enumerate(lengths)]
+
+    def open(self) -> np.ndarray | ShardedIds:
+        """Map the ids into memory, read-only; ``tokens`` ids of dtype ``dtype``, to be sliced."""
         little_endian = np.dtype(self.dtype).newbyteorder("<")
-        return np.memmap(self.path, dtype=little_endian, mode="r", shape=(self.tokens,))
+        maps = [np.memmap(path, dtype=little_endian, mode="r", shape=(tokens,)) for path, tokens in self._shards()]
+        return maps[0] if len(maps) == 1 else ShardedIds(maps)
 
 
 def tokenize_split(
@@ -109,10 +124,14 @@ def tokenize_split(
     max_tokens: int | None = None,
     progress: Progress | None = None,
 ) -> TokenFile:
-    """Tokenise a split once; later calls with equal fingerprints re-use the file.
+    """Tokenise a split once; later calls with equal fingerprints re-use the files.
 
     Each document is followed by the tokenizer's end-of-text token. Text that looks like a special token is
     encoded as the text it is.
+
+    One that was interrupted goes on behind its last whole file of :data:`SHARD_TOKENS` and ends with the same bytes.
+    The documents before are read once more, as any source can do, but not encoded, which is what takes long; the one
+    that the border cuts is encoded again.
 
     Args:
         corpus: the documents.
@@ -124,15 +143,9 @@ def tokenize_split(
 
     Raises:
         DataError: the split is empty, a token id does not fit the tokenizer's vocabulary, or the disk is full
-            (no half file is left).
+            (whole files stay, no half one does).
     """
-    check_split(split)
-    if max_tokens is not None and max_tokens < 1:
-        raise DataError(f"max_tokens: got {max_tokens}, allowed is 1 or more, or null")
-    wanted = {"split": split, "max_tokens": max_tokens,
-              "corpus_fingerprint": corpus.fingerprint, "tokenizer_fingerprint": tokenizer.fingerprint}
-    key = hashlib.sha256(json.dumps([FORMAT, wanted], sort_keys=True).encode()).hexdigest()
-    path = Path(cache_dir) / "tokens" / f"{split}-{key[:20]}.bin"
+    path, wanted = _place(corpus, split, tokenizer, cache_dir, max_tokens)
     if path.with_suffix(".json").exists():
         try:
             found = TokenFile.load(path)
@@ -144,42 +157,105 @@ def tokenize_split(
         path.with_suffix(".json").unlink(missing_ok=True)
     dtype = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
     empty = TokenFile(path, dtype, tokens=0, largest=0, documents=0, vocab_size=tokenizer.vocab_size,
-                      corpus=corpus.source, tokenizer=tokenizer.source, **wanted)
-    result = _write(empty, corpus, tokenizer, progress)
+                      corpus=corpus.source, tokenizer=tokenizer.source, shard_tokens=SHARD_TOKENS, **wanted)
+    result = _write(empty, corpus, tokenizer, wanted, progress)
     # The sidecar comes last: its presence says that the tokens are complete.
     sidecar = {k: v for k, v in asdict(result).items() if k != "path"}
     write_atomically(path.with_suffix(".json"), json.dumps(sidecar, indent=1).encode(), "cache_dir")
     return result
 
 
-def _write(
-    target: TokenFile, corpus: TextCorpus, tokenizer: Tokenizer, progress: Progress | None
+def wait_for_split(
+    corpus: TextCorpus, split: str, tokenizer: Tokenizer, cache_dir: str | Path, *, max_tokens: int | None = None
 ) -> TokenFile:
-    limit = target.max_tokens
-    tokens = largest = documents = 0
-    with AtomicFile(target.path, "cache_dir") as handle:
-        for count, ids in _encode(corpus.documents(target.split), tokenizer):
-            if limit is not None:
-                ids = ids[: limit - tokens]
-            if not len(ids):  # a piece of nothing but white space, to BERT
-                continue
-            largest = max(largest, int(ids.max()))
-            if largest >= tokenizer.vocab_size:
-                raise DataError(f"tokenizer: {tokenizer.source} produced the id {largest}, "
-                                f"its vocabulary has {tokenizer.vocab_size}")
-            handle.write(ids.astype(np.dtype(target.dtype).newbyteorder("<")).tobytes())
-            tokens, documents = tokens + len(ids), documents + count
-            if progress:
-                progress(documents, tokens)
-            if limit is not None and tokens >= limit:
+    """Return what :func:`tokenize_split` of the same arguments writes in another process, once it is complete."""
+    path, wanted = _place(corpus, split, tokenizer, cache_dir, max_tokens)
+    log.info("waiting for another process to write %s", path)
+    while True:
+        with contextlib.suppress(DataError):  # not there yet; or damaged, which the other process mends
+            found = TokenFile.load(path)
+            if wanted.items() <= asdict(found).items():
+                return found
+        time.sleep(_POLL_SECONDS)
+
+
+def _place(
+    corpus: TextCorpus, split: str, tokenizer: Tokenizer, cache_dir: str | Path, max_tokens: int | None
+) -> tuple[Path, dict[str, Any]]:
+    """Return the path of a tokenised split and what its sidecar must say."""
+    check_split(split)
+    if max_tokens is not None and max_tokens < 1:
+        raise DataError(f"max_tokens: got {max_tokens}, allowed is 1 or more, or null")
+    wanted = {"split": split, "max_tokens": max_tokens,
+              "corpus_fingerprint": corpus.fingerprint, "tokenizer_fingerprint": tokenizer.fingerprint}
+    key = hashlib.sha256(json.dumps([FORMAT, wanted], sort_keys=True).encode()).hexdigest()
+    return Path(cache_dir) / "tokens" / f"{split}-{key[:20]}.bin", wanted
+
+
+def _write(
+    target: TokenFile, corpus: TextCorpus, tokenizer: Tokenizer, wanted: dict[str, Any], progress: Progress | None
+) -> TokenFile:
+    """Write the shards that are not there yet."""
+    dtype = np.dtype(target.dtype).newbyteorder("<")
+    reached = last_reached(target.path, target.shard_tokens, dtype.itemsize, wanted)
+    batches = _rest(target, reached, corpus, tokenizer)
+    ids = ends = np.empty(0, dtype=np.int64)
+    for index in itertools.count(reached.tokens // target.shard_tokens):
+        if index and not len(ids):  # the text may end where the last shard does
+            if (batch := next(batches, None)) is None:
                 break
-        if not tokens:
-            raise DataError(f"data: the {target.split} split of {corpus.source} is empty")
-    return dataclasses.replace(target, tokens=tokens, largest=largest, documents=documents)
+            ids, ends = batch
+        shard, room = shard_path(target.path, index), target.shard_tokens
+        with AtomicFile(shard, "cache_dir") as handle:
+            while room:
+                if not len(ids):
+                    if (batch := next(batches, None)) is None:
+                        break
+                    ids, ends = batch
+                part, inside = ids[:room], ends <= room
+                handle.write(part.astype(dtype).tobytes())
+                reached = reached.after(part, ends[inside])
+                ids, ends, room = ids[len(part):], ends[~inside] - len(part), room - len(part)
+                if progress:
+                    progress(reached.documents, reached.tokens)
+            if not reached.tokens:
+                raise DataError(f"data: the {target.split} split of {corpus.source} is empty")
+        if room:
+            break
+        reached.note(shard, wanted)
+    return dataclasses.replace(target, tokens=reached.tokens, largest=reached.largest, documents=reached.documents)
 
 
-def _encode(documents: Iterator[str], tokenizer: Tokenizer) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield (documents ended, their ids as int64) for about :data:`BATCH_CHARACTERS` of text at a time."""
+def _rest(
+    target: TokenFile, reached: Reached, corpus: TextCorpus, tokenizer: Tokenizer
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield (ids, ends) as :func:`_encode` does: those after what is reached, up to ``max_tokens``."""
+    left = None if target.max_tokens is None else target.max_tokens - reached.tokens
+    if left == 0:
+        return
+    written = reached.partial  # ids of the first document that are in a whole shard
+    for ids, ends in _encode(itertools.islice(corpus.documents(target.split), reached.documents, None), tokenizer):
+        cut = min(written, len(ids))
+        written -= cut
+        ids, ends = ids[cut:][:left], ends - cut
+        ends = ends[ends <= len(ids)]
+        if not len(ids):  # already written; or a piece of nothing but white space, to BERT
+            continue
+        if (largest := int(ids.max())) >= tokenizer.vocab_size:
+            raise DataError(f"tokenizer: {tokenizer.source} produced the id {largest}, "
+                            f"its vocabulary has {tokenizer.vocab_size}")
+        yield ids, ends
+        if left is not None:
+            left -= len(ids)
+            if not left:
+                return
+
+
+def _encode(documents: Iterator[str], tokenizer: Tokenizer) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield (ids, ends), both int64, for about :data:`BATCH_CHARACTERS` of text at a time.
+
+    ``ends`` counts the ids up to the end of each document that ends among them.
+    """
     separator = tokenizer.separator_id
     # A copy, for its settings change: no truncation or padding, and "</s>" in a text is four characters.
     encoder = tokenizers.Tokenizer.from_str(tokenizer.backend.backend_tokenizer.to_str())
@@ -190,14 +266,16 @@ def _encode(documents: Iterator[str], tokenizer: Tokenizer) -> Iterator[tuple[in
     batch: list[tuple[str, bool]] = []
     size = 0
 
-    def encoded() -> tuple[int, np.ndarray]:
+    def encoded() -> tuple[np.ndarray, np.ndarray]:
         ids: list[int] = []
+        ends: list[int] = []
         encodings = encoder.encode_batch_fast([text for text, _ in batch], add_special_tokens=False)
         for encoding, (_, is_last) in zip(encodings, batch, strict=True):
             ids += encoding.ids
             if is_last:
                 ids.append(separator)
-        return sum(is_last for _, is_last in batch), np.array(ids, dtype=np.int64)
+                ends.append(len(ids))
+        return np.array(ids, dtype=np.int64), np.array(ends, dtype=np.int64)
 
     for document in documents:
         parts = _pieces(document, PIECE_CHARACTERS) if can_cut else [document]
@@ -262,7 +340,7 @@ class TokenBlocks(Dataset[torch.Tensor]):
             raise DataError(f"tokenizer: {tokens.tokenizer} uses the id {tokens.largest}, but the model's "
                             f"vocabulary has {vocab_size}")
         self.file, self.context = tokens, context
-        self._ids: np.ndarray | None = None
+        self._ids: np.ndarray | ShardedIds | None = None
 
     def __len__(self) -> int:
         return (self.file.tokens - 1) // self.context

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
-import torch
 from torch import Tensor
 
 from adasplash_kernels import entmax_attention
 from adasplash_kernels.eager import masked_scores
 from adasplash_kernels.masks import AttentionMask
 from tasks.kernel_bench.problem import Attention, NotMeasured, Problem
+from tasks.models.bisection import Bisection
 
 _ITERATIONS = 50  # the usual choice for float32
 
@@ -39,31 +38,4 @@ def bisection(problem: Problem) -> Attention:
 
 def entmax_by_bisection(scores: Tensor, alpha: float, iterations: int = _ITERATIONS) -> Tensor:
     """Return entmax of the last dimension of scores, by as many halvings; differentiable."""
-    return _Bisection.apply(scores, alpha, iterations)
-
-
-class _Bisection(torch.autograd.Function):
-    """Entmax of the last dimension; every row has a finite score."""
-
-    @staticmethod
-    def forward(ctx: Any, scores: Tensor, alpha: float, iterations: int) -> Tensor:
-        z = scores * (alpha - 1)
-        power = 1 / (alpha - 1)
-        low = z.amax(-1, keepdim=True) - 1
-        width = 1 - z.shape[-1] ** (1 - alpha)  # the threshold lies in [max z - 1, max z - n^(1 - alpha)]
-        for _ in range(iterations):
-            width /= 2
-            total = (z - (low + width)).clamp_min(0).pow(power).sum(-1, keepdim=True)
-            low = torch.where(total >= 1, low + width, low)
-        p = (z - low).clamp_min(0).pow(power)
-        p = p / p.sum(-1, keepdim=True)
-        ctx.alpha = alpha
-        ctx.save_for_backward(p)
-        return p
-
-    @staticmethod
-    def backward(ctx: Any, dp: Tensor) -> tuple[Tensor, None, None]:
-        (p,) = ctx.saved_tensors
-        u = torch.where(p > 0, p.pow(2 - ctx.alpha), 0.0)
-        delta = (u * dp).sum(-1, keepdim=True) / u.sum(-1, keepdim=True)
-        return u * (dp - delta), None, None
+    return Bisection.apply(scores, alpha, iterations)

@@ -29,6 +29,6 @@ def limited(method: str, iterations: int) -> str:
 
     name = f"{method}_{iterations}_iterations"
     entry = THRESHOLDS[method]
-    limited = replace(entry, solve=partial(entry.solve, max_iterations=iterations), approach=None)
-    THRESHOLDS.setdefault(name, limited)
+    entry = replace(entry, solve=partial(entry.solve, max_iterations=iterations), approach=None)
+    THRESHOLDS.setdefault(name, entry)
     return name

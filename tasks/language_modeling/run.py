@@ -5,6 +5,7 @@ Lightning and transformers are imported by the jobs that need them: ``python -m 
 
 from __future__ import annotations
 
+import importlib.util
 import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tasks.data.sources import resolve
-from tasks.language_modeling.settings import NonzeroSettings, TrainSettings
+from tasks.language_modeling.settings import CostSettings, NonzeroSettings, TrainSettings
 from tasks.programs import Context, Job, Program
 from tasks.records import Measurement
 
@@ -31,17 +32,34 @@ def _entmax_jobs(settings: NonzeroSettings) -> list[Job]:
     return [job for job in _jobs(settings) if settings.variants[job.system].attention == "adasplash"]
 
 
+def _cost_jobs(settings: CostSettings) -> list[Job]:
+    return [Job(system, seed) for seed in settings.train.seeds for system in settings.measure]
+
+
 def _identity(settings: TrainSettings, data_root: Path | None) -> dict[str, Any]:
     return {"data": resolve(settings.data, data_root, ask_hub=False)}
 
 
 def _obstacle(settings: TrainSettings, data_root: Path | None) -> str | None:
     resolve(settings.data, data_root)  # raises where no source of text can serve
+    steps = settings.train.steps * len(_jobs(settings))
+    return _too_much(settings, steps, settings.tokenizer.vocab_size)
+
+
+def _cost_obstacle(settings: CostSettings, data_root: Path | None) -> str | None:
+    if importlib.util.find_spec("transformers") is None:
+        return "needs the package transformers (extra: experiments)"
+    steps = (settings.timing.skip_steps + settings.timing.steps) * len(_cost_jobs(settings))
+    return _too_much(settings, steps, settings.vocab_size)
+
+
+def _too_much(settings: TrainSettings, steps: int, vocab_size: int) -> str | None:
+    """Tell why a machine without a GPU cannot take so many optimizer steps, or None."""
     if torch.cuda.is_available():
         return None
     size, train = settings.model, settings.train
-    parameters = 12 * size.n_layer * size.n_embd**2 + settings.tokenizer.vocab_size * size.n_embd
-    operations = 6 * parameters * train.steps * train.batch_size * size.context * len(_jobs(settings))
+    parameters = 12 * size.n_layer * size.n_embd**2 + vocab_size * size.n_embd
+    operations = 6 * parameters * steps * train.batch_size * size.context
     if operations > _MOST_CPU_OPERATIONS:
         return f"needs a GPU: about {operations:.0e} operations of training"
     if train.precision == "16-mixed":
@@ -98,8 +116,20 @@ def nonzero_ratio(job: Job, settings: NonzeroSettings, context: Context) -> list
     ]  # fmt: skip
 
 
+def step_cost(job: Job, settings: CostSettings, context: Context) -> list[Measurement]:
+    """Time and memory of an optimizer step on random tokens, and what it is to be seen beside (AdaSplash, table 4)."""
+    from tasks.language_modeling.step_cost import measure, measurements
+
+    assert job.seed is not None
+    cost = measure(job.system, job.seed, settings, context.say)
+    context.say(f"{job}: " + (f"{statistics.median(cost.step_seconds):.3f} s a step" if cost.status == "ok"
+                              else f"{cost.status}: {cost.reason}"))  # fmt: skip
+    return measurements(job.system, settings, cost)
+
+
 PROGRAMS = {
-    "train": Program(TrainSettings, _jobs, train, _identity, _obstacle),
-    "loss_curve": Program(TrainSettings, _jobs, loss_curve, _identity, _obstacle),
-    "nonzero_ratio": Program(NonzeroSettings, _entmax_jobs, nonzero_ratio, _identity, _obstacle),
+    "train": Program(TrainSettings, _jobs, train, _identity, _obstacle, distributed=True),
+    "loss_curve": Program(TrainSettings, _jobs, loss_curve, _identity, _obstacle, distributed=True),
+    "nonzero_ratio": Program(NonzeroSettings, _entmax_jobs, nonzero_ratio, _identity, _obstacle, distributed=True),
+    "step_cost": Program(CostSettings, _cost_jobs, step_cost, obstacle=_cost_obstacle),
 }

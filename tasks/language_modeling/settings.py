@@ -8,7 +8,9 @@ from adasplash_kernels.dispatch import METHODS
 from tasks.data.specs import TextSpec, TokenizerSpec
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
-ATTENTIONS = ("sdpa", "adasplash")
+SOFTMAX = ("sdpa", "flash", "cudnn")  # PyTorch's choice of backend, and two backends that are made to serve
+ENTMAX = ("adasplash", "sort_torch", "bisection_torch")  # the kernels, and plain PyTorch that stores all scores
+ATTENTIONS = (*SOFTMAX, *ENTMAX)
 
 
 def _at_least(minimum: float, **values: float) -> None:
@@ -79,8 +81,12 @@ class Variant:
         if self.method not in METHODS:
             raise ValueError(f"method: got {self.method!r}, allowed are {', '.join(METHODS)}")
         for name in ("alpha_schedule", "layers"):
-            if self.attention == "sdpa" and getattr(self, name) is not None:
-                raise ValueError(f"{name}: goes with attention adasplash, not with sdpa")
+            if self.attention != "adasplash" and getattr(self, name) is not None:
+                raise ValueError(f"{name}: goes with attention adasplash, not with {self.attention}")
+        if self.attention == "sort_torch" and self.alpha not in (1.5, 2):
+            raise ValueError(f"alpha: got {self.alpha}, allowed with attention sort_torch is 1.5 or 2")
+        if self.attention == "bisection_torch" and self.alpha == 1:
+            raise ValueError(f"alpha: got {self.alpha}, allowed with attention bisection_torch is above 1, up to 2")
         if self.layers is not None and (not self.layers or len(set(self.layers)) != len(self.layers)):
             raise ValueError(f"layers: got {list(self.layers)}, allowed are distinct layers, or null for all")
 
@@ -161,3 +167,42 @@ class NonzeroSettings(TrainSettings):
         super().__post_init__()
         if self.probe.tokens > self.model.context:
             raise ValueError(f"probe.tokens: got {self.probe.tokens}, allowed is 1 to context, {self.model.context}")
+
+
+@dataclass(frozen=True)
+class CostTiming:
+    """Optimizer steps left out, then timed. Timing ends early, after two steps or more, once the timed steps have
+    taken ``max_seconds``."""
+
+    skip_steps: int
+    steps: int
+    max_seconds: float
+
+    def __post_init__(self) -> None:
+        _at_least(0, skip_steps=self.skip_steps)
+        _at_least(2, steps=self.steps)
+        if not self.max_seconds > 0:
+            raise ValueError(f"max_seconds: got {self.max_seconds}, allowed is above 0")
+
+
+@dataclass(frozen=True)
+class CostSettings(TrainSettings):
+    """What ``program: step_cost`` takes: ``measure`` names the variants that are timed. ``data`` and ``tokenizer``
+    come with the base and are not used: tokens are random numbers below ``vocab_size``."""
+
+    measure: tuple[str, ...]
+    vocab_size: int
+    timing: CostTiming
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _at_least(2, vocab_size=self.vocab_size)
+        if not self.measure or len(set(self.measure)) != len(self.measure):
+            raise ValueError(f"measure: got {list(self.measure)}, allowed are one or more distinct variants")
+        for i, name in enumerate(self.measure):
+            if name not in self.variants:
+                raise ValueError(f"measure[{i}]: got {name!r}, allowed are {', '.join(self.variants)}")
+            if self.variants[name].alpha_schedule is not None:
+                raise ValueError(f"variants.{name}.alpha_schedule: got a schedule, allowed here is a constant alpha")
+        if self.train.precision == "16-mixed":
+            raise ValueError("train.precision: got '16-mixed', allowed here are 32-true, bf16-mixed")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import logging
 import os
@@ -22,10 +23,13 @@ from safetensors import SafetensorError
 from transformers import GPT2LMHeadModel
 from transformers.utils import logging as transformers_logging
 
-from tasks.errors import UserError
+from tasks.distributed import Devices, local_rank
+from tasks.errors import ConfigError, UserError
+from tasks.language_modeling.attentions import IMPLEMENTATIONS
 from tasks.language_modeling.callbacks import LossCurve, StepTimer
 from tasks.language_modeling.data import TextDataModule
-from tasks.language_modeling.module import CausalLanguageModel, build_model
+from tasks.language_modeling.gpt2 import build_model
+from tasks.language_modeling.module import CausalLanguageModel
 from tasks.language_modeling.settings import TrainSettings, Variant
 from tasks.models.alpha_schedule import AlphaSchedule
 from tasks.models.checkpoints import StepCheckpoint, WholeCheckpointIO, is_readable
@@ -41,8 +45,8 @@ class TrainedRun:
         folder: holds the model (safetensors) and the logs.
         curve: optimizer step to validation loss, nats a token.
         step_seconds: wall time of the timed optimizer steps.
-        peak_gb: most memory the GPU's allocator held, in GB (10^9 bytes); None on a CPU.
-        facts: what a record says of the run: data, tokenizer, parameters, tokens.
+        peak_gb: most memory the (first) GPU's allocator held, in GB (10^9 bytes); None on a CPU.
+        facts: what a record says of the run: data, tokenizer, parameters, tokens, devices.
     """
 
     folder: Path
@@ -63,7 +67,7 @@ class TrainedRun:
 
     def load_model(self) -> GPT2LMHeadModel:
         """Return the trained model on the CPU, in evaluation mode, with the attention it was trained with."""
-        attention = self.facts["attention"]
+        attention = IMPLEMENTATIONS[self.facts["attention"]]
         return GPT2LMHeadModel.from_pretrained(self.folder / "model", attn_implementation=attention).eval()
 
 
@@ -79,27 +83,41 @@ def trained(settings: TrainSettings, job: Job, context: Context) -> TrainedRun:
     assert job.seed is not None
     _quiet_libraries()
     variant = settings.variants[job.system]
-    data = TextDataModule(settings, context.data_root, context.workspace / "data", job.seed, context.say)
+    devices = context.devices
+    _check_batch(settings, devices)
+    if torch.cuda.is_available() and devices.world > 1:
+        torch.cuda.set_device(local_rank())
+    data = TextDataModule(settings, context.data_root, context.workspace / "data", job.seed, context.say, devices.world)
     data.prepare_data()
     caps = [settings.data.max_train_tokens, settings.data.max_valid_tokens]
     key = sha256_of({"train": asdict(settings.train) | {"seeds": None}, "model": asdict(settings.model),
                      "variant": asdict(variant), "seed": job.seed, "code": code_sha256(), "env": environment(),
                      "caps": caps, **data.identity})  # fmt: skip
-    folder = context.workspace / "language_modeling" / f"{job.system}-seed{job.seed}-{key[:12]}"
-    finished = _load(folder)
-    if finished is not None:
-        context.say(f"{job}: already trained for another table or figure")
-        return finished
+    runs, name = context.workspace / "language_modeling", f"{job.system}-seed{job.seed}-{key[:12]}"
+    # A finished run serves whatever it was trained on; a checkpoint counts the micro-batches of one process.
+    folder = runs / (name + (f"-{devices.world}-devices" if devices.world > 1 else ""))
+    for earlier in (folder, *sorted(runs.glob(f"{glob.escape(name)}*"))):
+        if (finished := _load(earlier)) is not None:
+            context.say(f"{job}: already trained for another table or figure")
+            return finished
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return _train(settings, variant, job, data, folder, context.say)
+        return _train(settings, variant, job, data, folder, context)
     except (OSError, SafetensorError) as error:  # the latter, no OSError, is a disk full while the model is written
         raise UserError(f"{folder}: training cannot be saved: {getattr(error, 'strerror', None) or error}") from error
 
 
+def _check_batch(settings: TrainSettings, devices: Devices) -> None:
+    """Raise ConfigError unless the devices can share the sequences of an optimizer step evenly."""
+    at_once = settings.train.micro_batch_size * devices.world
+    if settings.train.batch_size % at_once:
+        raise ConfigError(f"train.batch_size: got {settings.train.batch_size}, allowed with {devices.world} devices is "
+                          f"a multiple of micro_batch_size x devices ({at_once})")
+
+
 def _train(settings: TrainSettings, variant: Variant, job: Job, data: TextDataModule, folder: Path,
-           say: Callable[[str], None]) -> TrainedRun:  # fmt: skip
-    recipe = settings.train
+           context: Context) -> TrainedRun:  # fmt: skip
+    recipe, say, devices = settings.train, context.say, context.devices
     pl.seed_everything(job.seed, verbose=False)
     assert data.tokenizer is not None
     model = build_model(settings.model, variant, data.tokenizer.vocab_size)
@@ -120,9 +138,10 @@ def _train(settings: TrainSettings, variant: Variant, job: Job, data: TextDataMo
     interactive = sys.stderr.isatty()
     if interactive:
         callbacks.append(RichProgressBar())
-    accumulate = recipe.batch_size // recipe.micro_batch_size
+    accumulate = recipe.batch_size // (recipe.micro_batch_size * devices.world)
     trainer = pl.Trainer(
-        max_steps=recipe.steps, max_epochs=1, accelerator="auto", devices=1, precision=recipe.precision,
+        max_steps=recipe.steps, max_epochs=1, accelerator="auto", devices=devices.count, num_nodes=devices.nodes,
+        strategy=devices.strategy, use_distributed_sampler=False, precision=recipe.precision,
         accumulate_grad_batches=accumulate, gradient_clip_val=recipe.clip or None,
         val_check_interval=eval_every * accumulate, num_sanity_val_steps=0, callbacks=callbacks,
         logger=CSVLogger(folder, name="logs"), log_every_n_steps=max(1, recipe.eval_every // 5),
@@ -135,16 +154,19 @@ def _train(settings: TrainSettings, variant: Variant, job: Job, data: TextDataMo
     if recipe.steps not in curve.points:  # eval_every does not divide the number of steps
         trainer.validate(module, datamodule=data, verbose=False)
         curve.points[recipe.steps] = float(trainer.callback_metrics["val_loss"])
-    model.save_pretrained(folder / "model")
+    if trainer.is_global_zero:
+        model.save_pretrained(folder / "model")
     peak = torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else None
     facts = {"data": data.identity["data"], "data_sha256": data.identity["data_sha256"],
              "tokenizer": data.identity["tokenizer"], "parameters": parameters,
              "train_tokens": recipe.steps * recipe.batch_size * settings.model.context,
              "valid_tokens": len(data.valid_blocks) * settings.model.context, "context": settings.model.context,
-             "attention": variant.attention}  # fmt: skip
+             "attention": variant.attention, "devices": devices.world}  # fmt: skip
     run = TrainedRun(folder, dict(curve.points), list(timer.seconds), peak, facts)
-    _save(run)
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # the model is saved; optimizer state is not needed
+    if trainer.is_global_zero:
+        _save(run)
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # the model is saved; optimizer state is not needed
+    trainer.strategy.barrier()  # the other processes may load the model now
     return run
 
 

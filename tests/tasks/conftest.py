@@ -123,6 +123,7 @@ PROGRAMS = {
     "fake": Program(Settings, jobs, run,
                     identity=lambda settings, data_root: {"data": data_root.name if data_root else "embedded"},
                     obstacle=lambda settings, data_root: settings.obstacle),
+    "shared": Program(Settings, jobs, run, distributed=True),
 }
 '''
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tasks.errors import DataError
+from tasks.language_modeling import data as data_module
 from tasks.language_modeling.data import TextDataModule, TrainingOrder
 
 
@@ -107,3 +108,15 @@ def test_refused(open_data, changes, message):
 
 def test_longest_context_that_fits(open_data):
     assert len(open_data(model={"context": 208}).valid_blocks) == 1
+
+
+def test_progress_of_a_long_tokenisation(monkeypatch, said):
+    """At most a line in so many seconds, counting from where an interrupted one goes on."""
+    now = [100.0]
+    monkeypatch.setattr(data_module.time, "monotonic", lambda: now[0])
+    tell = data_module._progress("train", said.append)
+    for seconds, tokens in ((0, 5000), (20, 7000), (20, 9000), (20, 10000), (20, 13000)):
+        now[0] += seconds
+        tell(tokens // 100, tokens)
+    assert said == ["tokenising the train text: 9,000 tokens of 90 documents, 100 tokens/s",
+                    "tokenising the train text: 13,000 tokens of 130 documents, 100 tokens/s"]

@@ -11,7 +11,8 @@ import torch
 
 from adasplash_kernels.integrations.transformers import get_entmax_config
 from tasks.language_modeling import training
-from tasks.language_modeling.module import CausalLanguageModel, build_model, learning_rate_factor
+from tasks.language_modeling.gpt2 import build_model, learning_rate_factor
+from tasks.language_modeling.module import CausalLanguageModel
 from tasks.language_modeling.settings import Model, Schedule, Variant
 
 SIZE = Model(n_layer=2, n_head=2, n_embd=16, context=32)

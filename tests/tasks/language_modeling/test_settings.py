@@ -41,7 +41,10 @@ def test_accepted(plain):
     ("changes", "message"),
     [
         ({"variants": {}}, "variants: empty"),
-        ({"variants": {"x": {"attention": "flash"}}}, "variants.x.attention: got 'flash', allowed are sdpa, adasplash"),
+        ({"variants": {"x": {"attention": "fast"}}}, "variants.x.attention: got 'fast', allowed are sdpa, flash, "),
+        ({"variants": {"x": {"attention": "sort_torch", "alpha": 1.7}}}, "variants.x.alpha: got 1.7, allowed with"),
+        ({"variants": {"x": {"attention": "bisection_torch", "alpha": 1}}}, "variants.x.alpha: got 1.0, allowed with"),
+        ({"variants": {"x": {"attention": "cudnn", "layers": [0]}}}, "variants.x.layers: goes with attention"),
         ({"variants": {"x": ENTMAX | {"alpha": 2.5}}}, "variants.x.alpha: got 2.5"),
         ({"variants": {"x": ENTMAX | {"method": "fast"}}}, "variants.x.method: got 'fast', allowed are auto"),
         ({"variants": {"x": ENTMAX | {"layers": [0, 1]}}}, "variants.x.layers: got [0, 1], allowed are 0 to 0"),
