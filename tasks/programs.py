@@ -39,11 +39,13 @@ class Context:
         workspace: folder for caches, checkpoints and logs; anything there may be deleted between runs.
         data_root: the local data folder, if one was given.
         say: prints one line of progress.
+        models: folder for small models to keep beside the records, of this experiment and scale; None keeps none.
     """
 
     workspace: Path
     data_root: Path | None
     say: Callable[[str], None]
+    models: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,8 @@ def run_experiment(experiment: Experiment, options: Options) -> Outcome:
     due = [(job, provenance) for job, provenance, fresh in jobs if not fresh]
     if not due:
         return Outcome(experiment, SKIPPED, f"jobs recorded earlier: {len(jobs)} (--force runs them again)")
-    context = Context(options.workspace, options.data_root, say=lambda line: print(f"  {line}", flush=True))
+    context = Context(options.workspace, options.data_root, say=lambda line: print(f"  {line}", flush=True),
+                      models=options.results / "models" / experiment.id / options.scale)  # fmt: skip
     path = records_path(options.results, experiment.id, options.scale)
     log = log_path(experiment, options)
     failures = []

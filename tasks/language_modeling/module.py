@@ -29,7 +29,8 @@ def build_model(size: Model, variant: Variant, vocab_size: int) -> GPT2LMHeadMod
     model = GPT2LMHeadModel(config)
     if variant.attention == "adasplash":
         start = variant.alpha_schedule.start if variant.alpha_schedule else variant.alpha
-        use_entmax(model, EntmaxAttentionConfig(alpha=start, method=variant.method, layers=variant.layers))
+        use_entmax(model, EntmaxAttentionConfig(alpha=start, method=variant.method, layers=variant.layers,
+                                                learn_alpha=variant.learn_alpha))  # fmt: skip
     return model
 
 
