@@ -146,6 +146,16 @@ def test_known_likelihoods():
     assert [one.greedy for one in found] == [False, False, True, True]
 
 
+def test_greedy_is_of_all_pieces():
+    """After 0 comes 1, after 1 comes 2, after 2 comes 0: greedy only if the first piece is, too."""
+    model = Bigram(torch.tensor([[0.1, 0.8, 0.1], [0.1, 0.1, 0.8], [0.8, 0.1, 0.1]]))
+    model.config.max_position_embeddings = 4
+    whole, broken = log_likelihoods(model, [([0], [1, 2, 0, 1, 2]), ([1], [1, 2, 0, 1, 2])])
+    assert (whole.greedy, broken.greedy) == (True, False)
+    assert math.exp(whole.log) == pytest.approx(0.8**5, rel=1e-5)
+    assert math.exp(broken.log) == pytest.approx(0.1 * 0.8**4, rel=1e-5)
+
+
 def letters(text: str) -> list[int]:
     return [" abé".index(letter) for letter in text]
 
