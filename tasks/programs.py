@@ -41,12 +41,14 @@ class Context:
         data_root: the local data folder, if one was given.
         say: prints one line of progress.
         devices: what a program that trains on several devices may use; see ``Program.distributed``.
+        models: folder for small models to keep beside the records, of this experiment and scale; None keeps none.
     """
 
     workspace: Path
     data_root: Path | None
     say: Callable[[str], None]
     devices: Devices = Devices()
+    models: Path | None = None
 
 
 @dataclass(frozen=True)

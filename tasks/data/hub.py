@@ -140,6 +140,11 @@ class HubText(TextCorpus):
             rows = rows.skip(len(unnamed) * held_out)
         yield from itertools.islice(self._texts(rows), self._spec.max_documents)
 
+    def rows(self, split: str) -> Iterator[dict[str, Any]]:
+        """Yield whole rows of a split that the config names, at most ``max_documents`` of them."""
+        rows = iter(self._rows(self._spec.splits[split]))
+        yield from itertools.islice(self._each(rows), self._spec.max_documents)
+
     def _rows(self, name: str) -> Any:
         try:
             if self._spec.streaming:
@@ -154,7 +159,14 @@ class HubText(TextCorpus):
     def _texts(self, rows: Any) -> Iterator[str]:
         column = self._spec.text_column
         where = f"data.hub.text_column: {self.source}"
-        rows = iter(rows)
+        for row in self._each(iter(rows)):
+            check_columns(row, [column], where)
+            if not isinstance(row[column], str):
+                raise DataError(f"{where}: {column} holds {type(row[column]).__name__}, expected a string")
+            if row[column].strip():
+                yield row[column]
+
+    def _each(self, rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         while True:
             try:
                 row = next(rows)
@@ -162,8 +174,4 @@ class HubText(TextCorpus):
                 return
             except Exception as error:  # network, parquet and JSON errors alike
                 raise DataError(f"data.hub: {self.source}: reading stopped: {first_line(error)}") from error
-            check_columns(row, [column], where)
-            if not isinstance(row[column], str):
-                raise DataError(f"{where}: {column} holds {type(row[column]).__name__}, expected a string")
-            if row[column].strip():
-                yield row[column]
+            yield row

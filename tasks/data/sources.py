@@ -17,7 +17,7 @@ from tasks.data.corpus import SPLITS, TextCorpus
 from tasks.data.embedded import EmbeddedText
 from tasks.data.hub import NO_PACKAGE, HubText, Unavailable, hub_commit, hub_source, is_cached, is_offline
 from tasks.data.local import LocalText
-from tasks.data.specs import SOURCES, HubSpec, TextSpec, TokenizerSpec
+from tasks.data.specs import SOURCES, HubSpec, ItemSpec, TextSpec, TokenizerSpec
 from tasks.errors import DataError
 
 __all__ = ["DATA_ROOT_VARIABLE", "SOURCES", "SPLITS", "HubSpec", "TextCorpus", "TextSpec", "TokenizerSpec",
@@ -96,8 +96,8 @@ def first_that_serves(
     raise DataError(f"{key}: none of {', '.join(sources)} can serve: {'; '.join(reasons)}")
 
 
-def resolve(spec: TextSpec, data_root: str | Path | None = None, *, ask_hub: bool = True) -> str:
-    """Tell which source :func:`load_text` would use, without loading anything.
+def resolve(spec: TextSpec | ItemSpec, data_root: str | Path | None = None, *, ask_hub: bool = True) -> str:
+    """Tell which source :func:`load_text`, or a reader of items, would use, without loading anything.
 
     Args:
         spec: the sources.

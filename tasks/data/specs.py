@@ -113,6 +113,32 @@ class TextSpec:
 
 
 @dataclass(frozen=True)
+class ItemSpec:
+    """Items of a benchmark: which sources are tried in which order, and what each is called there.
+
+    Attributes:
+        sources: among local and hub; nothing embedded stands for a benchmark.
+        local: folder below the data root whose ``.jsonl`` files hold an item a line, for example ``eval/hellaswag``.
+        hub: the dataset on the Hugging Face hub; ``splits`` says which of its splits is ``test``.
+        max_items: only the first so many; null is all.
+    """
+
+    sources: tuple[str, ...]
+    local: str | None = None
+    hub: HubSpec | None = None
+    max_items: int | None = None
+
+    def __post_init__(self) -> None:
+        if "embedded" in self.sources:
+            raise ValueError("sources: got 'embedded', allowed are local, hub")
+        _check_sources(self.sources, self.local, self.hub)
+        if self.hub is not None and "test" not in self.hub.splits:
+            raise ValueError("hub.splits: names no split for test")
+        if self.max_items is not None and self.max_items < 1:
+            raise ValueError(f"max_items: got {self.max_items}, allowed is 1 or more, or null")
+
+
+@dataclass(frozen=True)
 class TokenizerSpec:
     """A tokenizer: which sources are tried in which order, and what each is called there.
 

@@ -35,7 +35,8 @@ def set_attention(model: GPT2LMHeadModel, variant: Variant) -> None:
     if variant.attention in ("adasplash", "sort_torch"):
         start = variant.alpha_schedule.start if variant.alpha_schedule else variant.alpha
         method = "eager" if variant.attention == "sort_torch" else variant.method  # which sorts for alpha 1.5 and 2
-        use_entmax(model, EntmaxAttentionConfig(alpha=start, method=method, layers=variant.layers))
+        use_entmax(model, EntmaxAttentionConfig(alpha=start, method=method, layers=variant.layers,
+                                                learn_alpha=variant.learn_alpha))  # fmt: skip
         return
     if variant.attention == "bisection_torch":
         model.config.entmax_bisection_alpha = variant.alpha

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tasks.data.sources import resolve
+from tasks.distributed import rank
 from tasks.language_modeling.settings import CostSettings, NonzeroSettings, TrainSettings
+from tasks.language_modeling.sources import evaluation_sources
 from tasks.programs import Context, Job, Program
 from tasks.records import Measurement
 
@@ -37,11 +39,15 @@ def _cost_jobs(settings: CostSettings) -> list[Job]:
 
 
 def _identity(settings: TrainSettings, data_root: Path | None) -> dict[str, Any]:
-    return {"data": resolve(settings.data, data_root, ask_hub=False)}
+    found: dict[str, Any] = {"data": resolve(settings.data, data_root, ask_hub=False)}
+    if settings.evaluation is not None:
+        found["evaluation"] = evaluation_sources(settings, data_root, ask_hub=False)
+    return found
 
 
 def _obstacle(settings: TrainSettings, data_root: Path | None) -> str | None:
     resolve(settings.data, data_root)  # raises where no source of text can serve
+    evaluation_sources(settings, data_root, ask_hub=True)
     steps = settings.train.steps * len(_jobs(settings))
     return _too_much(settings, steps, settings.tokenizer.vocab_size)
 
@@ -74,14 +80,32 @@ def _trained(job: Job, settings: TrainSettings, context: Context) -> TrainedRun:
 
 
 def train(job: Job, settings: TrainSettings, context: Context) -> list[Measurement]:
-    """Final validation loss, time of an optimizer step (median) and peak memory (AdaSplash, table 4)."""
+    """Final validation loss, time of an optimizer step (median) and peak memory (AdaSplash, table 4).
+
+    Then HellaSwag and LAMBADA where ``evaluation`` names them, and the alphas that were learnt.
+    """
+    from tasks.language_modeling.evaluation import score_benchmarks
+    from tasks.language_modeling.export import export
+
     run = _trained(job, settings, context)
+    if rank() == 0:
+        export(run, settings, job, context)
     memory = {"status": "ok"} if run.peak_gb is not None else {"status": "not_applicable"}
     return [
         Measurement("val_loss", run.final_loss, "nats/token", run.facts),
         _step_time(run),
         Measurement("peak_gb", run.peak_gb, "GB", run.facts, **memory),
+        *score_benchmarks(run.load_model(), settings, run.facts, context),
+        *(_alphas(run) if settings.variants[job.system].learn_alpha else ()),
     ]
+
+
+def _alphas(run: TrainedRun) -> list[Measurement]:
+    from adasplash_kernels.integrations.transformers import learned_alphas
+
+    return [Measurement("alpha", value, "", {"layer": layer, "head": head, **run.facts})
+            for layer, alphas in sorted(learned_alphas(run.load_model()).items())
+            for head, value in enumerate(alphas.tolist())]  # fmt: skip
 
 
 def _step_time(run: TrainedRun) -> Measurement:
@@ -95,6 +119,14 @@ def loss_curve(job: Job, settings: TrainSettings, context: Context) -> list[Meas
     run = _trained(job, settings, context)
     return [Measurement("val_loss", loss, "nats/token", {"step": step, **run.facts})
             for step, loss in sorted(run.curve.items())]  # fmt: skip
+
+
+def text_loss(job: Job, settings: TrainSettings, context: Context) -> list[Measurement]:
+    """Loss on texts other than the one trained and validated on."""
+    from tasks.language_modeling.evaluation import text_losses
+
+    run = _trained(job, settings, context)
+    return text_losses(run.load_model(), settings, run.facts, context)
 
 
 def nonzero_ratio(job: Job, settings: NonzeroSettings, context: Context) -> list[Measurement]:
@@ -130,6 +162,7 @@ def step_cost(job: Job, settings: CostSettings, context: Context) -> list[Measur
 PROGRAMS = {
     "train": Program(TrainSettings, _jobs, train, _identity, _obstacle, distributed=True),
     "loss_curve": Program(TrainSettings, _jobs, loss_curve, _identity, _obstacle, distributed=True),
+    "text_loss": Program(TrainSettings, _jobs, text_loss, _identity, _obstacle, distributed=True),
     "nonzero_ratio": Program(NonzeroSettings, _entmax_jobs, nonzero_ratio, _identity, _obstacle, distributed=True),
     "step_cost": Program(CostSettings, _cost_jobs, step_cost, obstacle=_cost_obstacle),
 }

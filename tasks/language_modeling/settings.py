@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from adasplash_kernels.dispatch import METHODS
-from tasks.data.specs import TextSpec, TokenizerSpec
+from tasks.data.specs import ItemSpec, TextSpec, TokenizerSpec
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 SOFTMAX = ("sdpa", "flash", "cudnn")  # PyTorch's choice of backend, and two backends that are made to serve
@@ -65,13 +65,17 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Variant:
-    """One system of the table: which attention, and its alpha."""
+    """One system of the table: which attention, and its alpha: a number, on a schedule, or learnt by each head.
+
+    With ``learn_alpha``, ``alpha`` is where every head starts. Layers not among ``layers`` keep softmax.
+    """
 
     attention: str
     alpha: float = 1.5
     method: str = "auto"
     layers: tuple[int, ...] | None = None
     alpha_schedule: Schedule | None = None
+    learn_alpha: bool = False
 
     def __post_init__(self) -> None:
         if self.attention not in ATTENTIONS:
@@ -87,8 +91,18 @@ class Variant:
             raise ValueError(f"alpha: got {self.alpha}, allowed with attention sort_torch is 1.5 or 2")
         if self.attention == "bisection_torch" and self.alpha == 1:
             raise ValueError(f"alpha: got {self.alpha}, allowed with attention bisection_torch is above 1, up to 2")
+        if self.learn_alpha:
+            self._check_learnt()
         if self.layers is not None and (not self.layers or len(set(self.layers)) != len(self.layers)):
             raise ValueError(f"layers: got {list(self.layers)}, allowed are distinct layers, or null for all")
+
+    def _check_learnt(self) -> None:
+        if self.attention != "adasplash":
+            raise ValueError(f"learn_alpha: goes with attention adasplash, not with {self.attention}")
+        if self.alpha_schedule is not None:
+            raise ValueError("learn_alpha: goes without alpha_schedule; alpha is learnt or follows a schedule")
+        if not 1 < self.alpha < 2:
+            raise ValueError(f"alpha: got {self.alpha}, allowed with learn_alpha is a start between 1 and 2")
 
 
 @dataclass(frozen=True)
@@ -129,14 +143,61 @@ class Train:
 
 
 @dataclass(frozen=True)
+class EvaluationText(TextSpec):
+    """A text whose loss is measured after training: the documents of ``split``; ``max_tokens`` null is all."""
+
+    split: str = "test"
+    max_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.split not in ("valid", "test"):
+            raise ValueError(f"split: got {self.split!r}, allowed are valid, test")
+        if self.max_tokens is not None:
+            _at_least(1, max_tokens=self.max_tokens)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a trained model is scored on besides its validation text.
+
+    ``program: train`` scores it on the benchmarks, ``batch_tokens`` padded tokens at a time, and ``program:
+    text_loss`` on the texts.
+    """
+
+    hellaswag: ItemSpec | None = None
+    lambada: ItemSpec | None = None
+    texts: dict[str, EvaluationText] = field(default_factory=dict)
+    batch_tokens: int = 16_384
+
+    def __post_init__(self) -> None:
+        _at_least(1, batch_tokens=self.batch_tokens)
+
+
+@dataclass(frozen=True)
+class Export:
+    """Models to keep beside the records: those of at most ``max_mb`` MB (10^6 bytes) in ``dtype``."""
+
+    max_mb: float = 12.0
+    dtype: str = "bfloat16"
+
+    def __post_init__(self) -> None:
+        _at_least(0, max_mb=self.max_mb)
+        if self.dtype not in ("bfloat16", "float16"):
+            raise ValueError(f"dtype: got {self.dtype!r}, allowed are bfloat16, float16")
+
+
+@dataclass(frozen=True)
 class TrainSettings:
-    """What ``program: train`` and ``program: loss_curve`` take."""
+    """What ``program: train`` and ``program: loss_curve`` take; the latter has no use for the last two."""
 
     data: Data
     tokenizer: TokenizerSpec
     model: Model
     variants: dict[str, Variant]
     train: Train
+    evaluation: Evaluation | None = field(default=None, kw_only=True)
+    export: Export | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         if not self.variants:

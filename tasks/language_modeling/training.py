@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from transformers import GPT2LMHeadModel
 from transformers.utils import logging as transformers_logging
 
+from adasplash_kernels.integrations.transformers import load_entmax
 from tasks.distributed import Devices, local_rank
 from tasks.errors import ConfigError, UserError
 from tasks.language_modeling.attentions import IMPLEMENTATIONS
@@ -68,6 +69,8 @@ class TrainedRun:
     def load_model(self) -> GPT2LMHeadModel:
         """Return the trained model on the CPU, in evaluation mode, with the attention it was trained with."""
         attention = IMPLEMENTATIONS[self.facts["attention"]]
+        if attention == "adasplash":
+            return load_entmax(GPT2LMHeadModel, self.folder / "model").eval()
         return GPT2LMHeadModel.from_pretrained(self.folder / "model", attn_implementation=attention).eval()
 
 
@@ -158,7 +161,8 @@ def _train(settings: TrainSettings, variant: Variant, job: Job, data: TextDataMo
         model.save_pretrained(folder / "model")
     peak = torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else None
     facts = {"data": data.identity["data"], "data_sha256": data.identity["data_sha256"],
-             "tokenizer": data.identity["tokenizer"], "parameters": parameters,
+             "tokenizer": data.identity["tokenizer"], "tokenizer_sha256": data.identity["tokenizer_sha256"],
+             "parameters": parameters,
              "train_tokens": recipe.steps * recipe.batch_size * settings.model.context,
              "valid_tokens": len(data.valid_blocks) * settings.model.context, "context": settings.model.context,
              "attention": variant.attention, "devices": devices.world}  # fmt: skip

@@ -30,7 +30,7 @@ class AlphaSchedule(pl.Callback):
 
     Raises:
         ConfigError: an argument has the wrong type or value; or, when fitting starts, the module trains no model
-            with entmax attention (``use_entmax``), or several.
+            with entmax attention (``use_entmax``), several, or one that learns its alphas.
     """
 
     def __init__(self, start: float, end: float, steps: int) -> None:
@@ -69,9 +69,12 @@ class AlphaSchedule(pl.Callback):
 
 def _settings(pl_module: pl.LightningModule) -> EntmaxAttentionConfig:
     try:
-        return get_entmax_config(pl_module)
+        live = get_entmax_config(pl_module)
     except ValueError as error:
         raise ConfigError(f"alpha schedule: {error}") from error
+    if live.learn_alpha:
+        raise ConfigError("alpha schedule: the model learns its alphas (learn_alpha); allowed is one of the two")
+    return live
 
 
 def _check_alpha(name: str, value: float) -> float:

@@ -15,6 +15,8 @@ What to know:
 
 - Sliding-window layers (ModernBERT's local layers) keep softmax, as in AdaSplash (arXiv 2502.12082). They,
   and the layers left out of ``EntmaxAttentionConfig.layers``, run transformers' own "sdpa".
+- ``learn_alpha=True`` makes alpha a parameter of each head. It is part of the state dict: such a model is loaded
+  with ``load_entmax(type(model), path)``.
 - Attention dropout does not exist here: training with it raises. Build or load the model with it set to 0.
 - Attention weights are never formed: ``output_attentions=True`` raises where the model passes it on, and
   yields an empty tuple where it does not (transformers decides, as for "sdpa").
@@ -27,9 +29,9 @@ What to know:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
@@ -38,89 +40,18 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface
 
 from ..attention import entmax_attention
-from ..dispatch import METHODS
 from ..masks import allowed_keys
+from .transformers_alpha import PARAMETER, add_parameter, alpha_of, read_parameters, remove_parameter
 from .transformers_masks import KeyRange, key_range_mask
+from .transformers_settings import ATTRIBUTE as _ATTRIBUTE
+from .transformers_settings import EntmaxAttentionConfig
+
+__all__ = ["IMPLEMENTATION", "EntmaxAttentionConfig", "entmax_attention_forward", "get_entmax_config",
+           "learned_alphas", "load_entmax", "observed", "register", "use_entmax"]  # fmt: skip
 
 IMPLEMENTATION = "adasplash"
-_ATTRIBUTE = "entmax_attention"  # on model.config: a JSON-able dict; on modules: the live object
 _OBSERVER = "entmax_observer"
 ModelT = TypeVar("ModelT", bound=nn.Module)
-
-
-@dataclass
-class EntmaxAttentionConfig:
-    """How a model's attention maps scores to weights. Assigning a field is checked too, and takes effect.
-
-    alpha: 1 (softmax) to 2 (sparsemax).
-    method: how ``adasplash_kernels.entmax_attention`` computes it.
-    layers: indices of the layers that use entmax; the others keep softmax. None: all full-attention layers.
-
-    Raises:
-        ValueError: a field has the wrong type or value; the message names it.
-    """
-
-    alpha: float = 1.5
-    method: str = "auto"
-    layers: tuple[int, ...] | None = None
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name not in _CHECKS:
-            raise ValueError(f"{name}: not a field of {type(self).__name__}, allowed are {', '.join(_CHECKS)}")
-        object.__setattr__(self, name, _CHECKS[name](value))
-        for stored in self.__dict__.get("_stored", ()):  # what save_pretrained writes follows what models do
-            stored.update(self.to_dict())
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as values JSON can hold."""
-        held = asdict(self)
-        return {**held, "layers": None if self.layers is None else list(self.layers)}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> EntmaxAttentionConfig:
-        """Build from ``to_dict``'s result. Missing keys take their default; unknown ones raise ValueError."""
-        if not isinstance(values, Mapping):
-            raise ValueError(f"{_ATTRIBUTE}: got {type(values).__name__}, allowed is a mapping")
-        known = [field.name for field in fields(cls)]
-        unknown = sorted(str(key) for key in values if key not in known)
-        if unknown:
-            raise ValueError(f"{_ATTRIBUTE}: unknown {', '.join(unknown)}, allowed are {', '.join(known)}")
-        return cls(**values)
-
-    def _stored_copy(self) -> dict[str, Any]:
-        """Return a dict for a model's config; it is kept equal to this object from now on."""
-        stored = self.to_dict()
-        object.__setattr__(self, "_stored", (*self.__dict__.get("_stored", ()), stored))
-        return stored
-
-    def uses_entmax(self, layer: int | None) -> bool:
-        """Whether the layer of this index is to use entmax."""
-        return self.layers is None or layer in self.layers
-
-
-def _check_alpha(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value <= 2:
-        raise ValueError(f"alpha: got {value!r}, allowed is a number from 1 (softmax) to 2 (sparsemax)")
-    return float(value)
-
-
-def _check_method(value: Any) -> str:
-    if value not in METHODS:
-        raise ValueError(f"method: got {value!r}, allowed are {', '.join(METHODS)}")
-    return value
-
-
-def _check_layers(value: Any) -> tuple[int, ...] | None:
-    if value is None:
-        return None
-    indices = tuple(value) if isinstance(value, list | tuple | range) else ()
-    valid = all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in indices)
-    if not indices or not valid or len(set(indices)) != len(indices):
-        raise ValueError(f"layers: got {value!r}, allowed is None or distinct layer indices from 0")
-    return tuple(sorted(indices))
-
-
-_CHECKS = {"alpha": _check_alpha, "method": _check_method, "layers": _check_layers}
 
 
 def register() -> None:
@@ -139,7 +70,9 @@ def use_entmax(model: ModelT, config: EntmaxAttentionConfig | None = None) -> Mo
     Args:
         model: a ``PreTrainedModel``, or a module around exactly one, such as a SentenceTransformer.
         config: defaults to ``EntmaxAttentionConfig()``. The object stays live: assigning ``config.alpha``
-            changes every layer from the next forward pass on. Saved in config.json, not in the state dict.
+            changes every layer from the next forward pass on. Saved in config.json, not in the state dict. With
+            ``learn_alpha`` the state dict gets a parameter a layer, ``...entmax_alpha_logit`` (heads,), anew at every
+            call: make the optimizer afterwards.
 
     Returns:
         ``model``.
@@ -158,7 +91,62 @@ def use_entmax(model: ModelT, config: EntmaxAttentionConfig | None = None) -> Mo
     if root.config._attn_implementation != IMPLEMENTATION:  # transformers warns and goes on
         raise ValueError(f"model: the attention implementation of {type(root).__name__} cannot be replaced")
     _attach(root, config)
+    for attention in _attention_modules(root):
+        remove_parameter(attention)
+    for attention in _learning(root, config).values():
+        add_parameter(attention, config.alpha)
     return model
+
+
+def load_entmax(model_class: type[ModelT], folder: str | Path, **keywords: Any) -> ModelT:
+    """Load a model saved after ``use_entmax``, its learned alphas included.
+
+    Args:
+        model_class: what ``from_pretrained`` is called of, for example ``GPT2LMHeadModel``.
+        folder: a local folder written by ``save_pretrained``.
+        keywords: for ``from_pretrained``.
+
+    Returns:
+        The model, in evaluation mode.
+
+    Raises:
+        ValueError: it is to learn its alphas, but the safetensors files of the folder lack them.
+    """
+    with _expected(model_class, PARAMETER):
+        model = model_class.from_pretrained(folder, attn_implementation=IMPLEMENTATION, **keywords)
+    live = get_entmax_config(model)
+    learning = _learning(model, live)
+    for attention in learning.values():
+        add_parameter(attention, live.alpha)
+    stored = read_parameters(folder, learning) if learning else {}
+    for name, attention in learning.items():
+        attention._parameters[PARAMETER].data.copy_(stored[name])
+    return model
+
+
+@contextmanager
+def _expected(model_class: type[nn.Module], pattern: str) -> Iterator[None]:
+    """Within the block, ``from_pretrained`` does not warn of tensors of this name that it leaves out."""
+    name = "_keys_to_ignore_on_load_unexpected"
+    before = getattr(model_class, name, None)
+    setattr(model_class, name, [*(before or ()), pattern])
+    try:
+        yield
+    finally:
+        setattr(model_class, name, before)
+
+
+def learned_alphas(model: nn.Module) -> dict[int, Tensor]:
+    """Return the present alphas of a model that learns them: layer index to (heads,) float32, detached.
+
+    Empty where alpha is a setting. Layers that keep softmax are left out.
+
+    Raises:
+        ValueError: as ``get_entmax_config``.
+    """
+    live = get_entmax_config(model)
+    root = _only_root(model, "a transformers model", _outermost(model))
+    return {attention.layer_idx: alpha_of(attention).detach() for attention in _learning(root, live).values()}
 
 
 def get_entmax_config(model: nn.Module) -> EntmaxAttentionConfig:
@@ -219,6 +207,20 @@ def _configured_modules(root: nn.Module) -> Iterator[nn.Module]:
     return (m for m in root.modules() if isinstance(getattr(m, "config", None), PreTrainedConfig))
 
 
+def _attention_modules(root: PreTrainedModel) -> list[nn.Module]:
+    modules = [m for m in _configured_modules(root) if not isinstance(m, PreTrainedModel)]
+    return [m for m in modules if hasattr(m, "is_causal")]
+
+
+def _learning(root: PreTrainedModel, live: EntmaxAttentionConfig) -> dict[str, nn.Module]:
+    """The attention modules that have an alpha to learn, by the parameter's name in the state dict."""
+    if not live.learn_alpha:
+        return {}
+    names = {module: f"{name}.{PARAMETER}" for name, module in root.named_modules()}
+    return {names[m]: m for m in _attention_modules(root)
+            if not _has_window(m) and live.uses_entmax(getattr(m, "layer_idx", None))}  # fmt: skip
+
+
 def _attach(root: PreTrainedModel, live: EntmaxAttentionConfig) -> None:
     stored = live._stored_copy()
     for module in _configured_modules(root):
@@ -228,8 +230,7 @@ def _attach(root: PreTrainedModel, live: EntmaxAttentionConfig) -> None:
 
 def _check_against(root: PreTrainedModel, config: EntmaxAttentionConfig) -> None:
     """Check ``config.layers`` against the model, and that at least one layer will use entmax."""
-    modules = [m for m in _configured_modules(root) if not isinstance(m, PreTrainedModel)]
-    attention = [m for m in modules if hasattr(m, "is_causal")]
+    attention = _attention_modules(root)
     sliding = {getattr(m, "layer_idx", None) for m in attention if _has_window(m)}
     full = {getattr(m, "layer_idx", None) for m in attention if not _has_window(m)}
     if config.layers is None:
@@ -319,7 +320,8 @@ def entmax_attention_forward(
     starts = ends = None
     if attention_mask is not None:
         starts, ends, causal = _check_range(attention_mask, key)
-    call = dict(q=query, k=key, v=value, alpha=live.alpha, causal=causal, scale=scaling, key_starts=starts,
+    alpha = alpha_of(module) if live.learn_alpha else live.alpha
+    call = dict(q=query, k=key, v=value, alpha=alpha, causal=causal, scale=scaling, key_starts=starts,
                 key_lengths=ends, method=live.method)  # fmt: skip
     if (observer := module.__dict__.get(_OBSERVER)) is not None:
         observer(getattr(module, "layer_idx", None), call)

@@ -53,6 +53,12 @@ def test_splits_are_mapped_or_held_out_from_the_head(fake: OpenFake, streaming: 
     assert corpus.source == "hub:owner/name"
 
 
+def test_rows_are_those_of_the_named_split(fake: OpenFake) -> None:
+    corpus = fake({"train": rows(2), "dev": rows(3, "dev")}, splits={"test": "dev"})
+    assert list(corpus.rows("test")) == rows(3, "dev")
+    assert len(list(fake({"dev": rows(3)}, splits={"test": "dev"}, max_documents=2).rows("test"))) == 2
+
+
 def test_valid_and_test_share_no_document(fake: OpenFake) -> None:
     corpus = fake({"train": rows(10)}, held_out=2, max_documents=3)
     assert [list(corpus.documents(s)) for s in ("valid", "test", "train")] == [

@@ -17,6 +17,7 @@ from tasks.errors import UserError
 from tasks.language_modeling import training
 
 ENTMAX = {"attention": "adasplash", "alpha_schedule": {"start": 1.0, "end": 1.8, "steps": 20}}
+LEARNED = {"attention": "adasplash", "alpha": 1.5, "learn_alpha": True}
 STEPS, ACCUMULATE = 11, 2
 
 
@@ -35,6 +36,7 @@ def steps_of(seen: list) -> list[int]:
         ("between two micro-batches", {}, {"attention": "sdpa"}, [(7, 1)]),
         ("without accumulation", {"micro_batch_size": 4}, {"attention": "sdpa"}, [(7, 0)]),
         ("alpha on its way", {}, ENTMAX, [(8, 1)]),
+        ("alpha being learnt", {}, LEARNED, [(8, 1)]),
         ("a checkpoint before each validation", {"checkpoint_every": 2}, ENTMAX, [(7, 0)]),
         ("a checkpoint at every step", {"checkpoint_every": 1}, {"attention": "sdpa"}, [(3, 0), (4, 1)]),
         ("again in the first step after resuming", {}, {"attention": "sdpa"}, [(4, 0), (3, 1), (8, 0)]),

@@ -10,7 +10,7 @@ import torch
 import transformers
 from torch.utils.data import DataLoader, TensorDataset
 
-from adasplash_kernels.integrations.transformers import get_entmax_config, use_entmax
+from adasplash_kernels.integrations.transformers import EntmaxAttentionConfig, get_entmax_config, use_entmax
 from tasks.errors import ConfigError
 from tasks.models.alpha_schedule import AlphaSchedule
 
@@ -131,6 +131,14 @@ def test_killed_and_resumed(tmp_path):
     assert [entry for entry in resumed.seen if entry[0] == "train"] == train[4:]
     for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_model_that_learns_its_alphas(tmp_path):
+    module = Module(entmax=False)
+    use_entmax(module.model, EntmaxAttentionConfig(1.5, learn_alpha=True))
+    with pytest.raises(ConfigError, match="^alpha schedule: the model learns its alphas"):
+        fit(tmp_path, module, AlphaSchedule(1.0, 1.5, 4))
+    assert module.seen == []
 
 
 def test_module_without_entmax(tmp_path):
