@@ -40,8 +40,8 @@ class Context:
         workspace: folder for caches, checkpoints and logs; anything there may be deleted between runs.
         data_root: the local data folder, if one was given.
         say: prints one line of progress.
-        devices: what a program that trains on several devices may use; see ``Program.distributed``.
         models: folder for small models to keep beside the records, of this experiment and scale; None keeps none.
+        devices: what a program that trains on several devices may use; see ``Program.distributed``.
     """
 
     workspace: Path

@@ -108,7 +108,7 @@ def run_experiment(experiment: Experiment, options: Options) -> Outcome:
         return Outcome(experiment, SKIPPED, f"jobs recorded earlier: {len(jobs)} (--force runs them again)")
     first = rank() == 0
     context = Context(options.workspace, options.data_root, devices=options.devices,
-                      models=options.results / "models" / experiment.id / options.scale,
+                      models=options.results / "models" / experiment.id / options.scale if first else None,
                       say=lambda line: print(f"  {line}", flush=True) if first else None)  # fmt: skip
     path = records_path(options.results, experiment.id, options.scale)
     log = log_path(experiment, options)

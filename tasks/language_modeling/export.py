@@ -10,8 +10,10 @@ from pathlib import Path
 import torch
 from transformers import GPT2LMHeadModel
 
+from adasplash_kernels.integrations.transformers import IMPLEMENTATION as ENTMAX
 from adasplash_kernels.integrations.transformers import load_entmax
 from tasks.errors import UserError
+from tasks.language_modeling.attentions import IMPLEMENTATIONS
 from tasks.language_modeling.settings import TrainSettings
 from tasks.language_modeling.training import TrainedRun
 from tasks.programs import Context, Job
@@ -69,6 +71,7 @@ def load_exported(folder: str | Path) -> GPT2LMHeadModel:
         attention = json.loads((Path(folder) / "config.json").read_text())["trained"]["attention"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder}: holds no exported model: {type(error).__name__}: {error}") from error
-    if attention == "adasplash":
+    if IMPLEMENTATIONS.get(attention) == ENTMAX:
         return load_entmax(GPT2LMHeadModel, folder, dtype=torch.float32).eval()
-    return GPT2LMHeadModel.from_pretrained(folder, attn_implementation=attention, dtype=torch.float32).eval()
+    implementation = IMPLEMENTATIONS.get(attention, attention)
+    return GPT2LMHeadModel.from_pretrained(folder, attn_implementation=implementation, dtype=torch.float32).eval()

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tasks.data.sources import resolve
-from tasks.distributed import rank
 from tasks.language_modeling.settings import CostSettings, NonzeroSettings, TrainSettings
 from tasks.language_modeling.sources import evaluation_sources
 from tasks.programs import Context, Job, Program
@@ -88,8 +87,7 @@ def train(job: Job, settings: TrainSettings, context: Context) -> list[Measureme
     from tasks.language_modeling.export import export
 
     run = _trained(job, settings, context)
-    if rank() == 0:
-        export(run, settings, job, context)
+    export(run, settings, job, context)
     memory = {"status": "ok"} if run.peak_gb is not None else {"status": "not_applicable"}
     return [
         Measurement("val_loss", run.final_loss, "nats/token", run.facts),

@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from transformers import GPT2LMHeadModel
 from transformers.utils import logging as transformers_logging
 
+from adasplash_kernels.integrations.transformers import IMPLEMENTATION as ENTMAX
 from adasplash_kernels.integrations.transformers import load_entmax
 from tasks.distributed import Devices, local_rank
 from tasks.errors import ConfigError, UserError
@@ -69,7 +70,7 @@ class TrainedRun:
     def load_model(self) -> GPT2LMHeadModel:
         """Return the trained model on the CPU, in evaluation mode, with the attention it was trained with."""
         attention = IMPLEMENTATIONS[self.facts["attention"]]
-        if attention == "adasplash":
+        if attention == ENTMAX:
             return load_entmax(GPT2LMHeadModel, self.folder / "model").eval()
         return GPT2LMHeadModel.from_pretrained(self.folder / "model", attn_implementation=attention).eval()
 

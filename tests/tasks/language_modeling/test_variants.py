@@ -12,7 +12,8 @@ import torch
 from adasplash_kernels.integrations.transformers import get_entmax_config, learned_alphas, observed
 from tasks.errors import UserError
 from tasks.language_modeling.export import export, load_exported
-from tasks.language_modeling.module import CausalLanguageModel, build_model
+from tasks.language_modeling.gpt2 import build_model
+from tasks.language_modeling.module import CausalLanguageModel
 from tasks.language_modeling.run import PROGRAMS
 from tasks.language_modeling.settings import Model, Variant
 from tasks.models.support import nonzero_ratios
