@@ -26,7 +26,7 @@ from adasplash_kernels.worklists.marks import (
     masks_of_list,
     words_of_queries,
 )
-from adasplash_kernels.worklists.walk import members, query_list, run
+from adasplash_kernels.worklists.walk import MIXED, members, query_list, run
 
 pytestmark = pytest.mark.usefixtures("garbage")
 
@@ -42,7 +42,7 @@ def _mark_kernel(x, size, weights, masks, used):
     walk = query_list(x, size, at)
     masks = masks_of_list(x, size, at.head_index, at.index, masks)
     used, step = words_of_queries(x, size, at.head_index, at.index, used)
-    first, count = run(walk, 0, x.LISTS)
+    first, count = run(walk, 0, x.LISTS, MIXED, x.BLOCK_N)
     rows = (at.head_index * size.n_q + at.rows)[:, None] * size.n_k
     for i in range(count):
         keys = members(walk, first + i, x.BLOCK_N, x.LISTS)[None, :]
