@@ -27,11 +27,22 @@ from .walk import HEADER, all_tiles, next_tile, run, set_bits
 WORD = 16  # bits: with the keys of a tile spread over warps as its products leave them, a word stays within a warp
 _WORD = tl.constexpr(WORD)
 _CHUNK = tl.constexpr(256)  # words that are compacted at once
+_INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 
 @triton.jit
 def _either(a, b):
     return a | b
+
+
+@triton.jit
+def _any_sign(numbers, AXIS: tl.constexpr):
+    """Return numbers whose sign bit is set where it is in some int32 along an axis."""
+    if _INTERPRETED:  # it reduces by a function of ours only slowly
+        signs = tl.min(numbers, AXIS)
+    else:
+        signs = tl.reduce(numbers, AXIS, _either)
+    return signs
 
 
 @triton.jit
@@ -58,11 +69,14 @@ def _emit(x, size, at, q, walk, tile, edge, spoilt, bits, blocks, words, BLOCK: 
     count: tl.constexpr = x.BLOCK_M // BLOCK
     short = edge[None, :] - scores_by_key(x, size, at, q, walk, tile, PART) * size.scale
     signs = tl.reshape(short.to(tl.int32, bitcast=True), (x.BLOCK_N, count, BLOCK // 8, 4, 2))
-    signs = tl.reduce(tl.reduce(signs, 4, _either), 2, _either)
+    signs = _any_sign(_any_sign(signs, 4), 2)
     flags = ((signs >> 31) & 1) | spoilt[None, :, None]
     flags = flags << (tl.arange(0, x.BLOCK_N) % _WORD)[:, None, None]
     flags = tl.permute(tl.reshape(flags, (x.BLOCK_N // _WORD, _WORD, count, 4)), (0, 2, 1, 3))
-    value = tl.reduce(tl.reshape(flags, (x.BLOCK_N // _WORD, count, _WORD * 4)), 2, _either)
+    if _INTERPRETED:
+        value = tl.sum(tl.max(flags, 3), 2)
+    else:
+        value = tl.reduce(tl.reshape(flags, (x.BLOCK_N // _WORD, count, _WORD * 4)), 2, _either)
     block = at.index * count + tl.arange(0, count)
     word = tile * (x.BLOCK_N // _WORD) + tl.arange(0, x.BLOCK_N // _WORD)
     keep = (word < words)[:, None] & (block < blocks)[None, :]
