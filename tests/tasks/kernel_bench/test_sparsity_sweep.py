@@ -50,7 +50,7 @@ def make(tmp_path: Path) -> Callable[..., Experiment]:
         config = yaml.safe_load((CONFIGS / "adasplash/figure1.yaml").read_text(encoding="utf-8"))
         values = tiny(**changes)
         config |= {"experiment": "here/tiny", "common": values, "scales": {"smoke": {}, "lab": {}, "paper": {}},
-                   "systems": {name: name for name in values["measure"]}, "reported": None}  # fmt: skip
+                   "systems": {name: name for name in values["measure"]}, "reported": None, "claims": []}  # fmt: skip
         path = tmp_path / "tiny.yaml"
         path.write_text(yaml.safe_dump(config), encoding="utf-8")
         return load_experiment(path)
