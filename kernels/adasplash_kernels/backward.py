@@ -89,7 +89,7 @@ def grad_query_kernel(x, size, up, out2, dq, d_alpha, masks, used):
             state, count = run(walk, number, x.LISTS, part, x.BLOCK_N)
             for i in range(count):
                 tile, state = next_tile(walk, number, state, i, x.LISTS, part, x.BLOCK_N)
-                _keys, k, v, raw = load_tile(x, size, at, q, walk, tile, part)
+                k, v, raw = load_tile(x, size, at, q, walk, tile, part)
                 p, u = weights(raw, size.scale, theta[:, None], a, x.ALPHA)
                 if masks is not None:  # here, where few other numbers are in registers
                     mark_queries(x, walk, tile, masks, used, used_step, u)

@@ -26,7 +26,7 @@ def _visit(x, size, at, q, walk, theta, a, U: tl.constexpr, TOTAL: tl.constexpr)
             state, count = run(walk, number, x.LISTS, part, x.BLOCK_N)
             for i in range(count):
                 tile, state = next_tile(walk, number, state, i, x.LISTS, part, x.BLOCK_N)
-                _keys, _k, v, raw = load_tile(x, size, at, q, walk, tile, part)
+                _k, v, raw = load_tile(x, size, at, q, walk, tile, part)
                 p, u = weights(raw, size.scale, theta[:, None], a, x.ALPHA)
                 if TOTAL:
                     total += tl.sum(p, 1)  # before the products, so that p need not outlive them

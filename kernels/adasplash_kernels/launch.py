@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
+from typing import Any
 
 import torch
 import triton
@@ -328,40 +329,39 @@ def _risen(problem: Problem, floor: Tensor, lists: Tensor | None, settle: Settle
     return theta
 
 
-def _settle(problem: Problem) -> Settle:
-    step = torch.empty(problem.q.shape[:3], dtype=torch.float32, device=problem.q.device)
-    return Settle(step, tl.constexpr(MAX_ITERATIONS), tl.constexpr(math.sqrt(torch.finfo(problem.q.dtype).eps)))
-
-
-def _near_columns(problem: Problem, max_iterations: int = MAX_ITERATIONS) -> tuple[Tensor, Tensor, Settle]:
-    """Return theta a step short, lists of columns, and what the output's pass needs to take the step."""
-    floor, settle = _floor(problem), _settle(problem)
-    lists = _lists(problem, floor)
+def _from_maxima(
+    problem: Problem, max_iterations: int = MAX_ITERATIONS, *, listed: bool, early: bool
+) -> tuple[Tensor, Any, Any]:
+    """Return theta from group maxima's bound, with ``listed`` the lists of columns that follow from it, and with
+    ``early``, which leaves theta a step short, what the output's pass needs to take that step; else None."""
+    settle = None
+    if early:
+        step = torch.empty(problem.q.shape[:3], dtype=torch.float32, device=problem.q.device)
+        settle = Settle(step, tl.constexpr(MAX_ITERATIONS), tl.constexpr(math.sqrt(torch.finfo(problem.q.dtype).eps)))
+    floor = _floor(problem)
+    lists = _lists(problem, floor) if listed else None
     return _risen(problem, floor, lists, settle, max_iterations), lists, settle
 
 
-@register("columns", lists="columns", approach=_near_columns)
+def _maxima_help(problem: Problem) -> bool:
+    """Softmax has no zeros, and where scores are stored no pass over K is saved."""
+    return problem.alpha_kind != "1" and problem.scores is None
+
+
+@register("columns", lists="columns", approach=partial(_from_maxima, listed=True, early=True))
 def column_lists(problem: Problem, max_iterations: int = MAX_ITERATIONS) -> tuple[Tensor, Tensor | None]:
     """Group maxima's bound, and the keys that pass it for any query of a block (this project)."""
-    if problem.alpha_kind == "1" or problem.scores is not None:  # softmax has no zeros; stored scores need no list
+    if not _maxima_help(problem):
         return _threshold(halley_kernel, problem, False, max_iterations)
-    floor = _floor(problem)
-    lists = _lists(problem, floor)
-    return _risen(problem, floor, lists, None, max_iterations), lists
+    return _from_maxima(problem, max_iterations, listed=True, early=False)[:2]
 
 
-def _near_columns_nolist(problem: Problem, max_iterations: int = MAX_ITERATIONS) -> tuple[Tensor, None, Settle]:
-    """The same without lists."""
-    settle = _settle(problem)
-    return _risen(problem, _floor(problem), None, settle, max_iterations), None, settle
-
-
-@register("columns_nolist", approach=_near_columns_nolist)
+@register("columns_nolist", approach=partial(_from_maxima, listed=False, early=True))
 def columns_without_lists(problem: Problem, max_iterations: int = MAX_ITERATIONS) -> Tensor:
     """Group maxima's bound, and Newton's steps on all keys: for rows too short for lists to pay."""
-    if problem.alpha_kind == "1" or problem.scores is not None:
+    if not _maxima_help(problem):
         return _threshold(halley_kernel, problem, False, max_iterations)[0]
-    return _risen(problem, _floor(problem), None, None, max_iterations)
+    return _from_maxima(problem, max_iterations, listed=False, early=False)[0]
 
 
 def _compact(problem: Problem, bits: Tensor, lists: Tensor, first_head: int, keys: bool) -> None:

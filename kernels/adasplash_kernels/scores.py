@@ -227,11 +227,11 @@ def scores_by_key(x, size, at, q, walk, tile, PART: tl.constexpr):
 
 @triton.jit
 def load_tile(x, size, at, q, walk, tile, PART: tl.constexpr):
-    """Return a tile's keys, their rows of K and V for a block of queries, and its scores."""
+    """Return a tile's rows of K and V for a block of queries, and its scores."""
     keys = members(walk, tile, x.BLOCK_N, x.LISTS)
     k = load_keys(x, size, at, keys)
     v = load_values(x, size, at, keys)
-    return keys, k, v, query_scores(x, size, at, q, k, walk, tile, PART)
+    return k, v, query_scores(x, size, at, q, k, walk, tile, PART)
 
 
 @triton.jit

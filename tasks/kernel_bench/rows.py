@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from adasplash_kernels.eager import solve_theta
-from tasks.kernel_bench.settings import DTYPES, GAUSSIAN, _above_zero, _at_least
+from tasks.checks import above_zero, at_least
+from tasks.kernel_bench.settings import DTYPES, GAUSSIAN
 
 BATCH = 2**25  # scores looked at at once: 256 MiB in float64, several times that while they are sorted
+
+
+def check_rows(rows: int, n: int, dtype: str, alpha: float, data: str, dtypes: Iterable[str] = DTYPES) -> None:
+    """Check what all settings of rows of scores share; raises ValueError that names the key."""
+    at_least(1, rows=rows, n=n)
+    if dtype not in dtypes:
+        raise ValueError(f"dtype: got {dtype!r}, allowed are {', '.join(dtypes)}")
+    if not 1 < alpha <= 2:
+        raise ValueError(f"alpha: got {alpha}, allowed is above 1 to 2 (sparsemax)")
+    if data != GAUSSIAN:
+        raise ValueError(f"data: got {data!r}, allowed is {GAUSSIAN}")
 
 
 @dataclass(frozen=True)
@@ -26,14 +38,8 @@ class Rows:
     variance: float = 1.0
 
     def __post_init__(self) -> None:
-        _at_least(1, rows=self.rows, n=self.n)
-        if self.dtype not in DTYPES:
-            raise ValueError(f"dtype: got {self.dtype!r}, allowed are {', '.join(DTYPES)}")
-        if not 1 < self.alpha <= 2:
-            raise ValueError(f"alpha: got {self.alpha}, allowed is above 1 to 2 (sparsemax)")
-        if self.data != GAUSSIAN:
-            raise ValueError(f"data: got {self.data!r}, allowed is {GAUSSIAN}")
-        _above_zero(variance=self.variance)
+        check_rows(self.rows, self.n, self.dtype, self.alpha, self.data)
+        above_zero(variance=self.variance)
 
     @property
     def params(self) -> dict[str, object]:
@@ -50,7 +56,7 @@ class SeededRows(Rows):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _at_least(0, seed=self.seed)
+        at_least(0, seed=self.seed)
 
 
 def device_here() -> torch.device:

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tasks.checks import distinct
 from tasks.kernel_bench.compile_cache import state_at_start
 from tasks.kernel_bench.correctness import ALLOWED
 from tasks.kernel_bench.rows import SeededRows, bands, device_here, draw, exact_theta
 from tasks.kernel_bench.rowwise_systems import ITERATING, SYSTEMS, Entmax
-from tasks.kernel_bench.settings import Solver, Timing, _distinct
+from tasks.kernel_bench.settings import Solver, Timing
 from tasks.kernel_bench.solver_math import weights
 from tasks.kernel_bench.timing import Clock, Times, interleave, run_forward
 from tasks.kernel_bench.trial import Trial, failed_trial, free_memory
@@ -39,7 +40,7 @@ class RowwiseSettings:
     solver: dict[str, Solver] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _distinct("measure", self.measure)
+        distinct("measure", self.measure)
         for i, name in enumerate(self.measure):
             if name not in SYSTEMS:
                 raise ValueError(f"measure[{i}]: got {name!r}, allowed are {', '.join(SYSTEMS)}")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from tasks.checks import above_zero, at_least, distinct
 from tasks.kernel_bench.systems import SYSTEMS
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -17,23 +17,6 @@ STATISTICS = ("median", "mean")
 WHOLE_SQUARE, CAUSAL_HALF = "whole_square", "causal_half"
 GAUSSIAN, CAPTURE = "gaussian", "capture:"
 EXTRA_TILES = (16, 64, 128)  # metrics.yaml has a block sparsity for each
-
-
-def _at_least(minimum: float, **values: float) -> None:
-    for name, value in values.items():
-        if not value >= minimum:  # NaN is not
-            raise ValueError(f"{name}: got {value}, allowed is {minimum} or more")
-
-
-def _above_zero(**values: float) -> None:
-    for name, value in values.items():
-        if not value > 0:
-            raise ValueError(f"{name}: got {value}, allowed is a number above 0")
-
-
-def _distinct(name: str, values: Sequence[Any]) -> None:
-    if not values or len(set(values)) != len(values):
-        raise ValueError(f"{name}: got {list(values)}, allowed is one or more, each once")
 
 
 @dataclass(frozen=True)
@@ -61,12 +44,12 @@ class Inputs:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _at_least(1, b=self.b, h=self.h, h_kv=self.h_kv)
+        at_least(1, b=self.b, h=self.h, h_kv=self.h_kv)
         if self.h % self.h_kv:
             raise ValueError(f"h: got {self.h}, allowed is a multiple of h_kv ({self.h_kv})")
-        _distinct("n", self.n)
+        distinct("n", self.n)
         for i, n in enumerate(self.n):
-            _at_least(1, **{f"n[{i}]": n})
+            at_least(1, **{f"n[{i}]": n})
         if not 1 <= self.d <= 256:
             raise ValueError(f"d: got {self.d}, allowed is 1 to 256")
         if self.dtype not in DTYPES:
@@ -77,12 +60,37 @@ class Inputs:
             raise ValueError(f"data: got {self.data!r}, allowed are {GAUSSIAN} and {CAPTURE}PATH")
         if self.data != GAUSSIAN and self.b != 1:
             raise ValueError(f"b: got {self.b}, allowed with captured data is 1")
-        _above_zero(query_variance=self.query_variance, key_variance=self.key_variance,
+        above_zero(query_variance=self.query_variance, key_variance=self.key_variance,
                     value_variance=self.value_variance)  # fmt: skip
-        _distinct("query_scale", self.query_scale)
+        distinct("query_scale", self.query_scale)
         for i, scale in enumerate(self.query_scale):
-            _above_zero(**{f"query_scale[{i}]": scale})
-        _at_least(0, seed=self.seed)
+            above_zero(**{f"query_scale[{i}]": scale})
+        at_least(0, seed=self.seed)
+
+
+@dataclass(frozen=True)
+class OneLength:
+    """Shape of q (b, h, n, d) and of k and v (b, h_kv, n, d), and what is computed, where there is one length only."""
+
+    b: int
+    h: int
+    h_kv: int
+    n: int
+    d: int
+    dtype: str
+    causal: bool
+    alpha: float
+    data: str
+
+    def gaussian(self, **more: Any) -> Inputs:
+        """Return the settings of Gaussian inputs of this shape; ``more`` are fields of theirs.
+
+        Raises:
+            ValueError: a value is out of range.
+        """
+        at_least(1, n=self.n)
+        return Inputs(self.b, self.h, self.h_kv, (self.n,), self.d, self.dtype, self.causal, self.alpha, GAUSSIAN,
+                      **more)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -99,11 +107,11 @@ class Timing:
     max_seconds: float = 60.0
 
     def __post_init__(self) -> None:
-        _at_least(0, warmup=self.warmup)
-        _at_least(1, repeats=self.repeats)
+        at_least(0, warmup=self.warmup)
+        at_least(1, repeats=self.repeats)
         if self.statistic not in STATISTICS:
             raise ValueError(f"statistic: got {self.statistic!r}, allowed are {', '.join(STATISTICS)}")
-        _above_zero(max_seconds=self.max_seconds)
+        above_zero(max_seconds=self.max_seconds)
 
 
 @dataclass(frozen=True)
@@ -130,7 +138,7 @@ class Solver:
     iterations: int
 
     def __post_init__(self) -> None:
-        _at_least(1, iterations=self.iterations)
+        at_least(1, iterations=self.iterations)
 
 
 @dataclass(frozen=True)
@@ -145,7 +153,7 @@ class SpeedSettings:
     solver: dict[str, Solver] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _distinct("measure", self.measure)
+        distinct("measure", self.measure)
         for i, name in enumerate(self.measure):
             if name not in SYSTEMS:
                 raise ValueError(f"measure[{i}]: got {name!r}, allowed are {', '.join(SYSTEMS)}")

@@ -81,7 +81,8 @@ class SideBySide:
         times = interleave(fit, self.tensors, self.settings.timing, Clock(self.device), lose=self._lose)
         for name, found in times.items():
             spelled = ", ".join(f"{p.removesuffix('_ms')} {self._value(found, p):.4g}" for p in PIECES)
-            self.say(f"{name}, {self.case}: {spelled} ms in {len(found.pieces[PIECES[0]])} rounds, relative error "
+            rounds = len(found.pieces[PIECES[0]])
+            self.say(f"{name}, {self.case}: {spelled} ms in {rounds} round{'s' * (rounds != 1)}, relative error "
                      f"{worst(trials[name].errors):.2g}")  # fmt: skip
         return times
 

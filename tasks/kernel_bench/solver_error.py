@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tasks.checks import at_least, distinct
 from tasks.kernel_bench.rows import Rows, device_here, draw, exact_theta
 from tasks.kernel_bench.rowwise_systems import bisection, kernels
-from tasks.kernel_bench.settings import _at_least, _distinct
 from tasks.kernel_bench.solver_math import vector_jacobian, weights
 from tasks.kernel_bench.solvers import KERNEL_BINS, SOLVERS
 from tasks.kernel_bench.trial import failed_trial
@@ -34,7 +34,7 @@ class Counts:
     last: int
 
     def __post_init__(self) -> None:
-        _at_least(1, first=self.first)
+        at_least(1, first=self.first)
         if self.last <= self.first:
             raise ValueError(f"last: got {self.last}, allowed is more than first ({self.first})")
 
@@ -72,7 +72,7 @@ class ErrorSettings:
 
     def __post_init__(self) -> None:
         for name, given, allowed in (("measure", self.measure, SOLVERS), ("targets", self.targets, TARGETS)):
-            _distinct(name, given)
+            distinct(name, given)
             for i, value in enumerate(given):
                 if value not in allowed:
                     raise ValueError(f"{name}[{i}]: got {value!r}, allowed are {', '.join(allowed)}")
@@ -80,9 +80,9 @@ class ErrorSettings:
             raise ValueError(f"inputs.alpha: got {self.inputs.alpha}, allowed are 1.5 and 2, which sorting solves")
         if self.inputs.dtype != "float32":
             raise ValueError(f"inputs.dtype: got {self.inputs.dtype!r}, allowed is float32")
-        _distinct("seeds", self.seeds)
+        distinct("seeds", self.seeds)
         for i, seed in enumerate(self.seeds):
-            _at_least(0, **{f"seeds[{i}]": seed})
+            at_least(0, **{f"seeds[{i}]": seed})
 
 
 def jobs(settings: ErrorSettings) -> list[Job]:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from adasplash_kernels.eager import solve_theta
-from tasks.kernel_bench.rows import bands, device_here, exact_theta
-from tasks.kernel_bench.settings import GAUSSIAN, _above_zero, _at_least, _distinct
+from tasks.checks import above_zero, at_least, distinct
+from tasks.kernel_bench.rows import bands, check_rows, device_here, exact_theta
 from tasks.kernel_bench.solvers import SOLVERS
 from tasks.kernel_bench.training_trace import TrainingTrace, load_scores
 from tasks.kernel_bench.trial import failed_trial
@@ -46,16 +46,10 @@ class UpdateInputs:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _at_least(1, rows=self.rows, n=self.n)
-        if self.dtype not in DTYPES:
-            raise ValueError(f"dtype: got {self.dtype!r}, allowed are {', '.join(DTYPES)}")
-        if not 1 < self.alpha <= 2:
-            raise ValueError(f"alpha: got {self.alpha}, allowed is above 1 to 2 (sparsemax)")
-        if self.data != GAUSSIAN:
-            raise ValueError(f"data: got {self.data!r}, allowed is {GAUSSIAN}")
-        _above_zero(score_variance=self.score_variance)
-        _at_least(2, bins=self.bins)
-        _at_least(0, seed=self.seed)
+        check_rows(self.rows, self.n, self.dtype, self.alpha, self.data, DTYPES)
+        above_zero(score_variance=self.score_variance)
+        at_least(2, bins=self.bins)
+        at_least(0, seed=self.seed)
 
 
 @dataclass(frozen=True)
@@ -66,8 +60,8 @@ class Stop:
     max_updates: int
 
     def __post_init__(self) -> None:
-        _above_zero(tau_abs_error=self.tau_abs_error)
-        _at_least(1, max_updates=self.max_updates)
+        above_zero(tau_abs_error=self.tau_abs_error)
+        at_least(1, max_updates=self.max_updates)
 
 
 @dataclass(frozen=True)
@@ -81,13 +75,13 @@ class Sweeps:
 
     def __post_init__(self) -> None:
         for name, values in self.points().items():
-            _distinct(name, values)
+            distinct(name, values)
         for i, bins in enumerate(self.bins):
-            _at_least(2, **{f"bins[{i}]": bins})
+            at_least(2, **{f"bins[{i}]": bins})
         for i, n in enumerate(self.n):
-            _at_least(1, **{f"n[{i}]": n})
+            at_least(1, **{f"n[{i}]": n})
         for i, variance in enumerate(self.score_variance):
-            _above_zero(**{f"score_variance[{i}]": variance})
+            above_zero(**{f"score_variance[{i}]": variance})
 
     def points(self) -> dict[str, Sequence[float]]:
         """Return the points by sweep."""
@@ -105,7 +99,7 @@ class UpdateSettings:
     training_trace: TrainingTrace
 
     def __post_init__(self) -> None:
-        _distinct("measure", self.measure)
+        distinct("measure", self.measure)
         for i, name in enumerate(self.measure):
             if name not in SOLVERS:
                 raise ValueError(f"measure[{i}]: got {name!r}, allowed are {', '.join(SOLVERS)}")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
+from tasks.checks import at_least, distinct
 from tasks.kernel_bench.inputs import make_problem, make_tensors
-from tasks.kernel_bench.settings import GAUSSIAN, WHOLE_SQUARE, Case, Inputs, cases
+from tasks.kernel_bench.settings import GAUSSIAN, WHOLE_SQUARE, Case, Inputs, OneLength, cases
 from tasks.kernel_bench.sparsity import measure_sparsity
 from tasks.kernel_bench.systems import ENTMAX, SYSTEMS
 from tasks.kernel_bench.trial import failed_trial, free_memory
@@ -18,37 +18,26 @@ from tasks.records import Measurement
 
 
 @dataclass(frozen=True)
-class GaussianInputs:
-    """Shape of q (b, h, n, d) and of k and v (b, h_kv, n, d), normal numbers of the three variances.
+class GaussianInputs(OneLength):
+    """q, k and v, normal numbers of the three variances.
 
     Tiles are counted in the first sequence, as sparsity.py does. v has no part in it; its variance is there so that
     the inputs are those of ``attention_speed``.
     """
 
-    b: int
-    h: int
-    h_kv: int
-    n: int
-    d: int
-    dtype: str
-    causal: bool
-    alpha: float
-    data: str
     query_variance: float = 1.0
     key_variance: float = 1.0
     value_variance: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.n < 1:
-            raise ValueError(f"n: got {self.n}, allowed is 1 or more")
         if self.data != GAUSSIAN:
             raise ValueError(f"data: got {self.data!r}, allowed is {GAUSSIAN}")
         self.drawn_with(0)
 
     def drawn_with(self, seed: int) -> Inputs:
         """Return the settings that the inputs of a seed are drawn with."""
-        return Inputs(self.b, self.h, self.h_kv, (self.n,), self.d, self.dtype, self.causal, self.alpha, self.data,
-                      self.query_variance, self.key_variance, self.value_variance, seed=seed)  # fmt: skip
+        return self.gaussian(query_variance=self.query_variance, key_variance=self.key_variance,
+                             value_variance=self.value_variance, seed=seed)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -60,10 +49,8 @@ class TileSizes:
 
     def __post_init__(self) -> None:
         for name, sizes in (("b_r", self.b_r), ("b_c", self.b_c)):
-            _distinct(name, sizes)
-            for i, size in enumerate(sizes):
-                if size < 1:
-                    raise ValueError(f"{name}[{i}]: got {size}, allowed is 1 or more")
+            distinct(name, sizes)
+            at_least(1, **{f"{name}[{i}]": size for i, size in enumerate(sizes)})
 
 
 @dataclass(frozen=True)
@@ -76,20 +63,13 @@ class TileSettings:
     seeds: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        _distinct("measure", self.measure)
+        distinct("measure", self.measure)
         able = [name for name, system in SYSTEMS.items() if system.computes == ENTMAX]
         for i, name in enumerate(self.measure):
             if name not in able:
                 raise ValueError(f"measure[{i}]: got {name!r}, allowed are {', '.join(able)}")
-        _distinct("seeds", self.seeds)
-        for i, seed in enumerate(self.seeds):
-            if seed < 0:
-                raise ValueError(f"seeds[{i}]: got {seed}, allowed is 0 or more")
-
-
-def _distinct(name: str, values: Sequence[object]) -> None:
-    if not values or len(set(values)) != len(values):
-        raise ValueError(f"{name}: got {list(values)}, allowed is one or more, each once")
+        distinct("seeds", self.seeds)
+        at_least(0, **{f"seeds[{i}]": seed for i, seed in enumerate(self.seeds)})
 
 
 def tile_jobs(settings: TileSettings) -> list[Job]:

@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
+from tasks.checks import distinct
 from tasks.kernel_bench.inputs import Tensors
 from tasks.kernel_bench.placed_tiles import draw_queries_and_keys
 from tasks.kernel_bench.settings import (
     DTYPES,
-    GAUSSIAN,
     WHOLE_SQUARE,
     BlockSparsity,
-    Inputs,
+    OneLength,
     Solver,
     SpeedSettings,
     Timing,
@@ -29,29 +29,17 @@ _FEWEST_DIMENSIONS = 4  # two for codes, two for noise
 
 
 @dataclass(frozen=True)
-class PlacedInputs:
-    """Shape of q (b, h, n, d) and of k and v (b, h_kv, n, d), whose content ``placed_tiles.py`` describes.
+class PlacedInputs(OneLength):
+    """q, k and v, whose content ``placed_tiles.py`` describes.
 
     ``tile`` is the size, queries by keys, of the tiles that are placed and counted.
     """
 
-    b: int
-    h: int
-    h_kv: int
-    n: int
-    d: int
-    dtype: str
-    causal: bool
-    alpha: float
-    data: str
     tile: tuple[int, ...]
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.n < 1:
-            raise ValueError(f"n: got {self.n}, allowed is 1 or more")
-        Inputs(self.b, self.h, self.h_kv, (self.n,), self.d, self.dtype, self.causal, self.alpha, GAUSSIAN,
-               seed=self.seed)  # fmt: skip
+        self.gaussian(seed=self.seed)
         if self.data != PLACED:
             raise ValueError(f"data: got {self.data!r}, allowed is {PLACED}")
         if self.causal:
@@ -70,8 +58,7 @@ class Levels:
     block_sparsity: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        if not self.block_sparsity or len(set(self.block_sparsity)) != len(self.block_sparsity):
-            raise ValueError(f"block_sparsity: got {list(self.block_sparsity)}, allowed is one or more, each once")
+        distinct("block_sparsity", self.block_sparsity)
         for i, level in enumerate(self.block_sparsity):
             if not 0 <= level <= 100:
                 raise ValueError(f"block_sparsity[{i}]: got {level:g}, allowed is 0 to 100 (%)")
@@ -89,9 +76,8 @@ class SweepSettings:
     solver: dict[str, Solver] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        x = self.inputs
-        shape = Inputs(x.b, x.h, x.h_kv, (x.n,), x.d, x.dtype, x.causal, x.alpha, GAUSSIAN)
-        SpeedSettings(self.measure, shape, self.timing, self.relative_to, self.block_sparsity, self.solver)
+        SpeedSettings(self.measure, self.inputs.gaussian(), self.timing, self.relative_to, self.block_sparsity,
+                      self.solver)  # fmt: skip
 
     @property
     def block_sparsity(self) -> BlockSparsity:

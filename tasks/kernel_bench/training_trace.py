@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tasks.checks import at_least
 from tasks.errors import ConfigError
 from tasks.kernel_bench.captured import sha256
-from tasks.kernel_bench.settings import _at_least
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class TrainingTrace:
     captures: str
 
     def __post_init__(self) -> None:
-        _at_least(1, steps=self.steps, every_steps=self.every_steps, sequences=self.sequences)
+        at_least(1, steps=self.steps, every_steps=self.every_steps, sequences=self.sequences)
         if self.every_steps > self.steps:
             raise ValueError(f"every_steps: got {self.every_steps}, allowed is 1 to steps ({self.steps})")
         if not self.captures:

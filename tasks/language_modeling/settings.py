@@ -5,18 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from adasplash_kernels.dispatch import METHODS
+from tasks.checks import at_least
 from tasks.data.specs import ItemSpec, TextSpec, TokenizerSpec
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 SOFTMAX = ("sdpa", "flash", "cudnn")  # PyTorch's choice of backend, and two backends that are made to serve
 ENTMAX = ("adasplash", "sort_torch", "bisection_torch")  # the kernels, and plain PyTorch that stores all scores
 ATTENTIONS = (*SOFTMAX, *ENTMAX)
-
-
-def _at_least(minimum: float, **values: float) -> None:
-    for name, value in values.items():
-        if not value >= minimum:  # NaN is not
-            raise ValueError(f"{name}: got {value}, allowed is {minimum} or more")
 
 
 @dataclass(frozen=True)
@@ -30,7 +25,7 @@ class Data(TextSpec):
         super().__post_init__()
         for name in ("max_train_tokens", "max_valid_tokens"):
             if (value := getattr(self, name)) is not None:
-                _at_least(1, **{name: value})
+                at_least(1, **{name: value})
 
 
 @dataclass(frozen=True)
@@ -43,7 +38,7 @@ class Model:
     context: int
 
     def __post_init__(self) -> None:
-        _at_least(1, n_layer=self.n_layer, n_head=self.n_head, context=self.context)
+        at_least(1, n_layer=self.n_layer, n_head=self.n_head, context=self.context)
         if self.n_embd < 1 or self.n_embd % self.n_head:
             raise ValueError(f"n_embd: got {self.n_embd}, allowed is a multiple of n_head ({self.n_head})")
 
@@ -60,7 +55,7 @@ class Schedule:
         for name, value in (("start", self.start), ("end", self.end)):
             if not 1 <= value <= 2:
                 raise ValueError(f"{name}: got {value}, allowed is 1 (softmax) to 2 (sparsemax)")
-        _at_least(1, steps=self.steps)
+        at_least(1, steps=self.steps)
 
 
 @dataclass(frozen=True)
@@ -127,9 +122,9 @@ class Train:
     compile: bool = False
 
     def __post_init__(self) -> None:
-        _at_least(1, steps=self.steps, batch_size=self.batch_size, micro_batch_size=self.micro_batch_size,
+        at_least(1, steps=self.steps, batch_size=self.batch_size, micro_batch_size=self.micro_batch_size,
                   eval_every=self.eval_every, timing_steps=self.timing_steps, checkpoint_every=self.checkpoint_every)
-        _at_least(0, lr=self.lr, weight_decay=self.weight_decay, clip=self.clip, warmup_steps=self.warmup_steps,
+        at_least(0, lr=self.lr, weight_decay=self.weight_decay, clip=self.clip, warmup_steps=self.warmup_steps,
                   final_lr=self.final_lr, timing_skip_steps=self.timing_skip_steps)
         if self.batch_size % self.micro_batch_size:
             raise ValueError(f"batch_size: got {self.batch_size}, allowed is a multiple of micro_batch_size "
@@ -154,7 +149,7 @@ class EvaluationText(TextSpec):
         if self.split not in ("valid", "test"):
             raise ValueError(f"split: got {self.split!r}, allowed are valid, test")
         if self.max_tokens is not None:
-            _at_least(1, max_tokens=self.max_tokens)
+            at_least(1, max_tokens=self.max_tokens)
 
 
 @dataclass(frozen=True)
@@ -171,7 +166,7 @@ class Evaluation:
     batch_tokens: int = 16_384
 
     def __post_init__(self) -> None:
-        _at_least(1, batch_tokens=self.batch_tokens)
+        at_least(1, batch_tokens=self.batch_tokens)
 
 
 @dataclass(frozen=True)
@@ -182,7 +177,7 @@ class Export:
     dtype: str = "bfloat16"
 
     def __post_init__(self) -> None:
-        _at_least(0, max_mb=self.max_mb)
+        at_least(0, max_mb=self.max_mb)
         if self.dtype not in ("bfloat16", "float16"):
             raise ValueError(f"dtype: got {self.dtype!r}, allowed are bfloat16, float16")
 
@@ -215,7 +210,7 @@ class Probe:
     tokens: int
 
     def __post_init__(self) -> None:
-        _at_least(1, tokens=self.tokens)
+        at_least(1, tokens=self.tokens)
 
 
 @dataclass(frozen=True)
@@ -240,8 +235,8 @@ class CostTiming:
     max_seconds: float
 
     def __post_init__(self) -> None:
-        _at_least(0, skip_steps=self.skip_steps)
-        _at_least(2, steps=self.steps)
+        at_least(0, skip_steps=self.skip_steps)
+        at_least(2, steps=self.steps)
         if not self.max_seconds > 0:
             raise ValueError(f"max_seconds: got {self.max_seconds}, allowed is above 0")
 
@@ -257,7 +252,7 @@ class CostSettings(TrainSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _at_least(2, vocab_size=self.vocab_size)
+        at_least(2, vocab_size=self.vocab_size)
         if not self.measure or len(set(self.measure)) != len(self.measure):
             raise ValueError(f"measure: got {list(self.measure)}, allowed are one or more distinct variants")
         for i, name in enumerate(self.measure):

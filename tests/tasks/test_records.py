@@ -193,7 +193,7 @@ def test_a_folder_that_may_not_be_written_is_named(path, monkeypatch):
         append_records(path, [RECORD])
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere, so that no folder refuses it")
 def test_a_read_only_folder_is_named(path):
     path.parent.mkdir(parents=True)
     path.parent.chmod(0o500)

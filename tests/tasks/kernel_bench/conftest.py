@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
 from adasplash_kernels import entmax_attention
-from tasks.config import from_plain
+from tasks.config import CONFIGS, Experiment, from_plain, load_experiment
 from tasks.kernel_bench.problem import Attention, NotMeasured, Problem
 from tasks.kernel_bench.settings import SpeedSettings
 from tasks.kernel_bench.systems import ENTMAX, SYSTEMS, System
@@ -27,6 +28,21 @@ TINY: dict[str, Any] = {
     "block_sparsity": {"tile": [2, 4], "over": "whole_square"},
     "timing": {"warmup": 1, "repeats": 2, "statistic": "median"},
 }  # fmt: skip
+
+
+@pytest.fixture
+def write_tiny(tmp_path: Path) -> Callable[[str, dict[str, Any]], Experiment]:
+    """Return what writes a real config with other settings, the same at all scales, outside the tree and loads it."""
+
+    def write(real: str, values: dict[str, Any]) -> Experiment:
+        config = yaml.safe_load((CONFIGS / f"{real}.yaml").read_text(encoding="utf-8"))
+        config |= {"experiment": "here/tiny", "common": values, "scales": {"smoke": {}, "lab": {}, "paper": {}},
+                   "systems": {name: name for name in values["measure"]}, "reported": None, "claims": []}  # fmt: skip
+        path = tmp_path / "tiny.yaml"
+        path.write_text(yaml.safe_dump(config), encoding="utf-8")
+        return load_experiment(path)
+
+    return write
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 
 import tasks.kernel_bench.run as program
 from tasks.__main__ import main
@@ -28,19 +27,10 @@ ON_GPU = torch.cuda.is_available()
 
 
 @pytest.fixture
-def make(tmp_path: Path, plain: Callable[..., dict]) -> Callable[..., Experiment]:
+def make(write_tiny: Callable[[str, dict], Experiment], plain: Callable[..., dict]) -> Callable[..., Experiment]:
     """Write a config outside the tree with tiny settings, and load it."""
 
-    def write(**changes: Any) -> Experiment:
-        config = yaml.safe_load((CONFIGS / "adasplash2/figure_runtime.yaml").read_text(encoding="utf-8"))
-        values = plain(**changes)
-        config |= {"experiment": "here/tiny", "common": values, "scales": {"smoke": {}, "lab": {}, "paper": {}},
-                   "systems": {name: name for name in values["measure"]}, "reported": None, "claims": []}  # fmt: skip
-        path = tmp_path / "tiny.yaml"
-        path.write_text(yaml.safe_dump(config), encoding="utf-8")
-        return load_experiment(path)
-
-    return write
+    return lambda **changes: write_tiny("adasplash2/figure_runtime", plain(**changes))
 
 
 @pytest.fixture

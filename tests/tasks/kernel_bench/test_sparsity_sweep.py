@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 
-from tasks.config import CONFIGS, Experiment, from_plain, load_experiment
+from tasks.config import Experiment, from_plain
 from tasks.errors import ConfigError
 from tasks.kernel_bench import sparsity_sweep
 from tasks.kernel_bench.sparsity_sweep import SweepSettings, level_cases, make_placed_tensors
@@ -43,19 +42,10 @@ def settings(**changes: Any) -> SweepSettings:
 
 
 @pytest.fixture
-def make(tmp_path: Path) -> Callable[..., Experiment]:
+def make(write_tiny: Callable[[str, dict], Experiment]) -> Callable[..., Experiment]:
     """Write the real config with tiny settings outside the tree, and load it."""
 
-    def write(**changes: Any) -> Experiment:
-        config = yaml.safe_load((CONFIGS / "adasplash/figure1.yaml").read_text(encoding="utf-8"))
-        values = tiny(**changes)
-        config |= {"experiment": "here/tiny", "common": values, "scales": {"smoke": {}, "lab": {}, "paper": {}},
-                   "systems": {name: name for name in values["measure"]}, "reported": None, "claims": []}  # fmt: skip
-        path = tmp_path / "tiny.yaml"
-        path.write_text(yaml.safe_dump(config), encoding="utf-8")
-        return load_experiment(path)
-
-    return write
+    return lambda **changes: write_tiny("adasplash/figure1", tiny(**changes))
 
 
 @pytest.fixture

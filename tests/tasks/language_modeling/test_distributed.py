@@ -133,7 +133,7 @@ def windows_by_step(folder: Path, processes: int) -> dict[int, list]:
     return {step: sorted(windows) for step, windows in steps.items()}
 
 
-@pytest.mark.skipif(torch.cuda.is_available() and torch.cuda.device_count() < 2, reason="one GPU cannot be shared")
+@pytest.mark.skipif(torch.cuda.device_count() == 1, reason="NCCL refuses two processes on one GPU")
 def test_two_processes_train_as_one(start, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     alone = start(one, 1)
