@@ -22,6 +22,7 @@ from ..inputs import open_sizes
 from ..mapping import load_exponent
 from ..scores import load_queries, load_theta, query_block, scores_by_key
 from ..spans import inner_range, key_span, query_span, tile_range
+from .tiles import either
 from .walk import HEADER, all_tiles, next_tile, run, set_bits
 
 WORD = 16  # bits: with the keys of a tile spread over warps as its products leave them, a word stays within a warp
@@ -31,17 +32,12 @@ _INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 
 @triton.jit
-def _either(a, b):
-    return a | b
-
-
-@triton.jit
 def _any_sign(numbers, AXIS: tl.constexpr):
     """Return numbers whose sign bit is set where it is in some int32 along an axis."""
     if _INTERPRETED:  # it reduces by a function of ours only slowly
         signs = tl.min(numbers, AXIS)
     else:
-        signs = tl.reduce(numbers, AXIS, _either)
+        signs = tl.reduce(numbers, AXIS, either)
     return signs
 
 
@@ -76,7 +72,7 @@ def _emit(x, size, at, q, walk, tile, edge, spoilt, bits, blocks, words, BLOCK: 
     if _INTERPRETED:
         value = tl.sum(tl.max(flags, 3), 2)
     else:
-        value = tl.reduce(tl.reshape(flags, (x.BLOCK_N // _WORD, count, _WORD * 4)), 2, _either)
+        value = tl.reduce(tl.reshape(flags, (x.BLOCK_N // _WORD, count, _WORD * 4)), 2, either)
     block = at.index * count + tl.arange(0, count)
     word = tile * (x.BLOCK_N // _WORD) + tl.arange(0, x.BLOCK_N // _WORD)
     keep = (word < words)[:, None] & (block < blocks)[None, :]

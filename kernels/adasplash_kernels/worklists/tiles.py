@@ -22,7 +22,8 @@ def words(blocks: int) -> int:
 
 
 @triton.jit
-def _either(a, b):
+def either(a, b):
+    """Combine words of flags in a reduction."""
     return a | b
 
 
@@ -36,7 +37,7 @@ def mark_tile(marks, word, raw, scale, edge, tile, last):
     possible = (~(highest <= edge)).to(tl.int32)  # true for NaN, which must reach the output
     word = word | (possible << (tile % 32))
     if (tile % 32 == 31) | (tile == last - 1):
-        tl.store(marks + tile // 32, tl.reduce(word, 0, _either))
+        tl.store(marks + tile // 32, tl.reduce(word, 0, either))
         word = tl.zeros_like(word)
     return word
 
@@ -51,7 +52,7 @@ def _transpose_kernel(tiles, out, rows, cols, row_words, col_words):
     lane = tl.arange(0, 32)
     word = tl.load(tiles + (head * rows + i * 32 + lane) * row_words + j, mask=i * 32 + lane < rows, other=0)
     bits = (word[:, None] >> lane[None, :]) & 1
-    turned = tl.reduce(bits << lane[:, None], 0, _either)
+    turned = tl.reduce(bits << lane[:, None], 0, either)
     tl.store(out + (head * cols + j * 32 + lane) * col_words + i, turned, mask=j * 32 + lane < cols)
 
 
