@@ -71,6 +71,10 @@ def _emit(x, size, at, q, walk, tile, edge, spoilt, bits, blocks, words, BLOCK: 
     flags = tl.permute(tl.reshape(flags, (x.BLOCK_N // _WORD, _WORD, count, 4)), (0, 2, 1, 3))
     if _INTERPRETED:
         value = tl.sum(tl.max(flags, 3), 2)
+    elif q.dtype == tl.float32:
+        # One step more: float32 products leave what one takes in lanes 1, 2 and 16, and Triton 3.6 puts together as
+        # many lanes as there are but in a row, 1, 2 and 4. Those of 16-bit products are in a row.
+        value = tl.reduce(tl.reduce(flags, 3, either), 2, either)
     else:
         value = tl.reduce(tl.reshape(flags, (x.BLOCK_N // _WORD, count, _WORD * 4)), 2, either)
     block = at.index * count + tl.arange(0, count)
