@@ -14,7 +14,6 @@ from .inputs import open_sizes, pitch
 from .mapping import alpha_slope, load_exponent, weights
 from .scores import (
     dot,
-    key_block,
     key_scores,
     load_keys,
     load_queries,
@@ -26,6 +25,7 @@ from .scores import (
     store_rows,
 )
 from .worklists.marks import mark_queries, masks_of_list, words_of_queries
+from .worklists.pieces import block_and_part, part_of, store_part
 from .worklists.walk import key_list, members, next_tile, query_list, run, run_range
 
 
@@ -103,10 +103,22 @@ def grad_query_kernel(x, size, up, out2, dq, d_alpha, masks, used):
 
 
 @triton.jit
-def grad_key_value_kernel(x, size, up, dk, dv):
-    """Write dK and dV for one block of keys of one key-value head, summed over the query heads that share it."""
+def _store_key_value(x, size, at, dk, dv, acc_k, acc_v):
+    base = at.head_index * size.n_k * x.d
+    store_rows(x, dk + base, acc_k, at.rows, size.n_k)
+    store_rows(x, dv + base, acc_v, at.rows, size.n_k)
+
+
+@triton.jit
+def grad_key_value_kernel(x, size, up, dk, dv, pieces):
+    """Write dK and dV for one block of keys of one key-value head, summed over the query heads that share it.
+
+    Args:
+        pieces: None, or what says which walks are cut and takes the sums of their pieces (see worklists/pieces.py).
+    """
     size = open_sizes(x, size)
-    at = key_block(x, size)
+    at, part = block_and_part(x, size, pieces)
+    before = 0
     k = load_keys(x, size, at, at.rows)
     v = load_values(x, size, at, at.rows)
     acc_k = tl.zeros((x.BLOCK_N, x.BLOCK_D), tl.float32)
@@ -117,22 +129,28 @@ def grad_key_value_kernel(x, size, up, dk, dv):
         q_base = x.q + at.batch * size.q_batch + head * size.q_head
         numbers = (at.batch * size.heads + head) * size.n_q
         walk = key_list(x, size, at, head)
-        for part in tl.static_range(x.FIRST_PART, x.PARTS_END):
+        if pieces is not None:
+            walk, before = part_of(walk, part, before)
+        for kind in tl.static_range(x.FIRST_PART, x.PARTS_END):
             begin, end = run_range(walk, x.LISTS)
             for number in range(begin, end):
-                state, count = run(walk, number, x.LISTS, part, x.BLOCK_M)
+                state, count = run(walk, number, x.LISTS, kind, x.BLOCK_M)
                 for i in range(count):
-                    tile, state = next_tile(walk, number, state, i, x.LISTS, part, x.BLOCK_M)
+                    tile, state = next_tile(walk, number, state, i, x.LISTS, kind, x.BLOCK_M)
                     rows = members(walk, tile, x.BLOCK_M, x.LISTS)
                     q = load_rows(x, q_base, rows, size.q_row, size.n_q)
                     d_out = _load_d_out(x, size, up, at.batch, head, rows)
                     theta = tl.load(up.theta + numbers + rows, mask=rows < size.n_q, other=float("inf"))
                     delta = tl.load(up.delta + numbers + rows, mask=rows < size.n_q, other=0.0)
-                    raw = key_scores(x, size, at, head, q, k, walk, tile, part)
+                    raw = key_scores(x, size, at, head, q, k, walk, tile, kind)
                     p, u = weights(raw, size.scale, theta[:, None], a, x.ALPHA)
                     ds = u * _centred(d_out, v, delta)
                     acc_v = dot(tl.trans(p.to(d_out.dtype)), d_out, acc_v)
                     acc_k = dot(tl.trans(ds.to(q.dtype)), q, acc_k)
-    base = at.head_index * size.n_k * x.d
-    store_rows(x, dk + base, acc_k * size.scale, at.rows, size.n_k)
-    store_rows(x, dv + base, acc_v, at.rows, size.n_k)
+    acc_k *= size.scale
+    if pieces is None:
+        _store_key_value(x, size, at, dk, dv, acc_k, acc_v)
+    elif part.slot >= 0:
+        store_part(x, pieces, part.slot, acc_k, acc_v)
+    elif part.end > part.begin:
+        _store_key_value(x, size, at, dk, dv, acc_k, acc_v)

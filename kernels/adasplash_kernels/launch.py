@@ -24,14 +24,16 @@ from .thresholds.histogram import histogram_kernel
 from .thresholds.refine import MAX_ITERATIONS
 from .thresholds.settle import Settle
 from .worklists.columns import WORD, compact_kernel, count_kernel, emit_kernel, share_kernel
-from .worklists.marks import fold_kernel, list_tiles
+from .worklists.marks import list_tiles, scatter_kernel
+from .worklists.pieces import Pieces, add_pieces_kernel, count_pieces_kernel, place_pieces_kernel
 from .worklists.tiles import transpose, words
 from .worklists.walk import EDGES, HEADER, MIXED
 
 DENSEST = 2 / 3  # of the rows a block sees: a guess at where gathering stops paying
 ENTRIES = 2560  # of a list of columns, the most on average over the blocks of a head
 WORKSPACE = 2**26  # bytes of bits and of lists of queries that exist at once; at least those of one head
-FOLDED = 32  # blocks of keys that a program of the fold takes at once
+SCATTERED = 4  # programs that share a list whose marks are scattered
+PIECE = 32  # tiles after which the walk of a block of keys is cut
 INTERPRETED = not isinstance(output_kernel, triton.JITFunction)
 
 
@@ -428,9 +430,9 @@ def backward_gradients(
         grad_query_kernel[problem.query_grid()](inputs, sizes, up, out2, dq, d_alpha, None, None, **options)
         key_tiles = None if lists is None else transpose(lists, problem.key_blocks)
         keyed = problem.inputs(kind, key_tiles=key_tiles)
-        grad_key_value_kernel[problem.key_grid()](keyed, sizes, up, dk, dv, **options)
+        grad_key_value_kernel[problem.key_grid()](keyed, sizes, up, dk, dv, None, **options)
         return dq, dk, dv, d_alpha
-    tiles, blocks, chunk = problem.tiles, problem.key_blocks, FOLDED if not INTERPRETED else 4
+    tiles, blocks = problem.tiles, problem.key_blocks
     words_each = problem.query_blocks * (tiles.block_m // WORD)
     noted = list_tiles(lists.shape[1], problem.query_blocks, tiles.block_n) * 2 * tiles.block_m
     word = getattr(torch, f"int{tiles.block_n // 2}")  # a bit for every second key of a tile
@@ -438,12 +440,30 @@ def backward_gradients(
     for start, count in problem.head_chunks(2 * blocks * words_each + max(word.itemsize * noted, 4 * size)):
         sizes, grid = problem.sizes(start), problem.query_grid(count)
         masks = torch.empty(count, noted, dtype=word, device=q.device)
-        used = torch.zeros(count, blocks, words_each, dtype=torch.int16, device=q.device)
+        whole = torch.zeros(triton.cdiv(count * blocks * words_each, 2), dtype=torch.int32, device=q.device)
+        used = whole.view(torch.int16)[: count * blocks * words_each].view(count, blocks, words_each)
         grad_query_kernel[grid](inputs, sizes, up, out2, dq, d_alpha, masks, used, **options)
-        fold_kernel[(grid[0] * triton.cdiv(blocks, chunk),)](inputs, sizes, masks, used, chunk, num_warps=4)
+        parts = 1 if INTERPRETED else SCATTERED
+        scatter_kernel[(grid[0] * parts,)](inputs, sizes, masks, whole, parts, num_warps=1)
         del masks  # the lists take its place
         key_tiles = torch.empty(count, size, dtype=torch.int32, device=q.device)
         _compact(problem, used, key_tiles, start, keys=True)
         keyed = problem.inputs(kind, key_tiles=key_tiles)
-        grad_key_value_kernel[problem.key_grid(count)](keyed, sizes, up, dk, dv, **problem.options)
+        pieces = _pieces(problem, keyed, sizes, count)
+        grid = (problem.key_grid(count)[0] + pieces.owner.numel(),)
+        grad_key_value_kernel[grid](keyed, sizes, up, dk, dv, pieces, **problem.options)
+        add_pieces_kernel[(pieces.owner.numel(),)](keyed, sizes, pieces, dk, dv, num_warps=4)
     return dq, dk, dv, d_alpha
+
+
+def _pieces(problem: Problem, keyed: Inputs, sizes: Sizes, heads: int) -> Pieces:
+    """Return the pieces that the walks of these query heads' blocks of keys are cut into; see worklists/pieces.py."""
+    kv_heads, blocks, device = problem.key_grid(heads)[0] // problem.key_blocks, problem.key_blocks, problem.q.device
+    room = blocks // 8 + 8
+    length = 2 if INTERPRETED else PIECE
+    first, owner = (torch.empty(kv_heads, n, dtype=torch.int32, device=device) for n in (blocks, room))
+    shape = (kv_heads, room, 2, keyed.BLOCK_N.value, keyed.BLOCK_D.value)
+    sums = torch.empty(shape, dtype=torch.float32, device=device)
+    count_pieces_kernel[(kv_heads * blocks,)](keyed, sizes, first, length, num_warps=1)
+    place_pieces_kernel[(kv_heads,)](first, owner, blocks, room, 32 if INTERPRETED else 1024, num_warps=4)
+    return Pieces(first, owner, sums, sealed(room), tl.constexpr(length))

@@ -70,10 +70,16 @@ def query_block_at(x, size, head_index, index):
 
 @triton.jit
 def key_block(x, size):
-    """Return this program's block of keys; its ``head`` is the first of the query heads that share them."""
+    """Return this program's block of keys."""
     n_blocks = tl.cdiv(size.n_k, x.BLOCK_N)
-    head_index = size.first_head // size.groups + tl.program_id(0) // n_blocks
     index = tl.program_id(0) % n_blocks  # the first keys are seen by the most causal rows
+    return key_block_at(x, size, size.first_head // size.groups + tl.program_id(0) // n_blocks, index)
+
+
+@triton.jit
+def key_block_at(x, size, head_index, index):
+    """Return a block of keys of a key-value head counted over the batch; its ``head`` is the first of the query heads
+    that share them."""
     kv_heads = size.heads // size.groups
     batch = head_index // kv_heads
     kv_head = head_index % kv_heads

@@ -20,10 +20,10 @@ from adasplash_kernels.launch import Problem
 from adasplash_kernels.scores import query_block
 from adasplash_kernels.worklists.columns import WORD
 from adasplash_kernels.worklists.marks import (
-    fold_kernel,
     list_tiles,
     mark_queries,
     masks_of_list,
+    scatter_kernel,
     words_of_queries,
 )
 from adasplash_kernels.worklists.walk import MIXED, members, query_list, run
@@ -52,19 +52,19 @@ def _mark_kernel(x, size, weights, masks, used):
         mark_queries(x, walk, first + i, masks, used, step, u)
 
 
-def folded(problem: Problem, lists: Tensor, weights: Tensor, first_head: int, heads: int, chunk: int) -> Tensor:
+def scattered(problem: Problem, lists: Tensor, weights: Tensor, first_head: int, heads: int, parts: int) -> Tensor:
     """Return which queries use which blocks of keys, (heads, key blocks, queries of whole blocks) bool."""
     tiles = problem.tiles
     size = list_tiles(lists.shape[1], problem.query_blocks, tiles.block_n) * 2 * tiles.block_m
     word = getattr(torch, f"int{tiles.block_n // 2}")
     guarded = torch.full((heads * size + 8,), 77, dtype=word, device=lists.device)
     words = problem.query_blocks * (tiles.block_m // WORD)
-    used = torch.zeros(heads, problem.key_blocks, words, dtype=torch.int16, device=lists.device)
+    whole = torch.zeros(triton.cdiv(heads * problem.key_blocks * words, 2), dtype=torch.int32, device=lists.device)
+    used = whole.view(torch.int16)[: heads * problem.key_blocks * words].view(heads, problem.key_blocks, words)
     inputs, sizes = problem.inputs("columns", query_tiles=lists), problem.sizes(first_head)
     _mark_kernel[problem.query_grid(heads)](inputs, sizes, weights, guarded[:-8], used, num_warps=4)
     assert (guarded[-8:] == 77).all()
-    grid = (problem.query_grid(heads)[0] * triton.cdiv(problem.key_blocks, chunk),)
-    fold_kernel[grid](inputs, sizes, guarded[:-8], used, chunk, num_warps=4)
+    scatter_kernel[(problem.query_grid(heads)[0] * parts,)](inputs, sizes, guarded[:-8], whole, parts, num_warps=1)
     return unpacked(used)
 
 
@@ -73,8 +73,8 @@ SHARES = (0.3, 1.0, 0.0, 0.02, 0.6)  # of the keys, in the lists of a head's blo
 
 @pytest.mark.parametrize("dtype", HALF_TOO)
 @pytest.mark.parametrize("limit", ["none", "too dense", "no room"])
-@pytest.mark.parametrize(("n_q", "n_k", "chunk"), [(75, 150, 4), (33, 75, 2), (5, 40, 8)])
-def test_bits_of_queries(device, monkeypatch, dtype, limit, n_q, n_k, chunk):
+@pytest.mark.parametrize(("n_q", "n_k", "parts"), [(75, 150, 4), (33, 75, 2), (5, 40, 1)])
+def test_bits_of_queries(device, monkeypatch, dtype, limit, n_q, n_k, parts):
     """Exactly those with a weight on one of the keys that they visit; by heads together and in two launches."""
     n_q, n_k = n_q * stretch(device), n_k * stretch(device)
     generator = torch.Generator().manual_seed(n_k)
@@ -104,8 +104,8 @@ def test_bits_of_queries(device, monkeypatch, dtype, limit, n_q, n_k, chunk):
     expected = expected.unflatten(2, (-1, keys)).any(3).mT
     assert expected.any() and not expected[..., :n_q].all()
     weights = weights.to(device)
-    for parts in ([(0, 4)], [(0, 2), (2, 2)]):
-        found = torch.cat([folded(problem, lists, weights, *part, chunk) for part in parts])
+    for chunks in ([(0, 4)], [(0, 2), (2, 2)]):
+        found = torch.cat([scattered(problem, lists, weights, *part, parts) for part in chunks])
         assert torch.equal(found.cpu(), expected)
 
 

@@ -2,9 +2,8 @@
 
 The gradient of queries meets every weight. What it leaves of a tile is one bit a weight, in the order in which tensor
 cores leave products in registers, so that a thread packs a word from weights of its own and no thread waits for
-another. ``fold_kernel`` then puts together, for each block of keys, the words of those entries that lie in it; a list
-is ascending, so they are neighbours. A block that visits all tiles has each block of keys in a tile of its own, and
-folds it at once. Every word of the result belongs to one program, so none is written twice.
+another. ``scatter_kernel`` then sets, for each bit, that of its query in the row of the block of keys that its entry
+lies in. A block that visits all tiles has each block of keys in a tile of its own, and writes those rows at once.
 
 A tile of BLOCK_M x BLOCK_N weights makes (BLOCK_M / 16, 8, 4) words of BLOCK_N / 2 bits: word (w, r, c) holds queries
 16 w + r in its lower half and 16 w + r + 8 in its upper one, and of each the keys 8 j + 2 c and 8 j + 2 c + 1, as
@@ -18,7 +17,7 @@ import triton.language as tl
 
 from ..inputs import open_sizes
 from .columns import WORD
-from .walk import HEADER
+from .walk import HEADER, lowest_bit
 
 _WORD = tl.constexpr(WORD)
 
@@ -105,69 +104,39 @@ def mark_queries(x, walk, tile, masks, used, used_step, u):
 
 
 @triton.jit
-def _below(entries, count, key):
-    """Return how many of ``count`` ascending entries are below each key: the shape of ``key``, int32."""
-    low = tl.zeros(key.shape, tl.int32)
-    high = low + count
-    longest = count
-    while longest > 0:
-        middle = (low + high) // 2
-        less = (tl.load(entries + middle, mask=low < high, other=0) < key) & (low < high)
-        low = tl.where(less, middle + 1, low)
-        high = tl.where(less, high, middle)
-        longest = longest // 2
-    return low
+def scatter_kernel(x, size, masks, used, PARTS: tl.constexpr):
+    """Set the bits of the queries that use a block of keys, from what was noted along one block's list.
 
-
-@triton.jit
-def _between(low, high, HALF: tl.constexpr):
-    """Return which bits (n, 1, 4) of a tile's words are of entries in [low, high) (n,) of the tile."""
-    column = 2 * tl.arange(0, 4)[None, :]
-    low = low[:, None]
-    high = tl.maximum(high[:, None], low)
-    before = low // 8 * 2 + tl.minimum(tl.maximum(low % 8 - column, 0), 2)
-    until = high // 8 * 2 + tl.minimum(tl.maximum(high % 8 - column, 0), 2)
-    half = (1 << until) - (1 << before)
-    return (half | (half << HALF))[:, None, :]
-
-
-@triton.jit
-def fold_kernel(x, size, masks, used, CHUNK: tl.constexpr):
-    """Write the words of one block of queries for CHUNK blocks of keys, from its list and what was noted along it.
-
-    Only words of key blocks that an entry lies in are written. A block of keys has at most as many entries as keys,
-    and these lie in two tiles at most.
+    A program takes every PARTS-th tile of the list, and a set bit of each word at a time: there are few. Bits are only
+    ever set, so the order in which programs come does not matter.
 
     Args:
         masks: (heads of this launch, tiles, BLOCK_M / 16, 8, 4), as ``mark_queries`` leaves them.
-        used: (heads of this launch, key blocks, query blocks, BLOCK_M / 16) int16, one bit a query.
+        used: the (heads of this launch, key blocks, query blocks, BLOCK_M / 16) int16, one bit a query, seen as int32.
     """
     size = open_sizes(x, size)
     blocks = tl.cdiv(size.n_q, x.BLOCK_M)
-    index = tl.program_id(0) % blocks
-    chunks = tl.cdiv(tl.cdiv(size.n_k, x.BLOCK_N), CHUNK)
-    chunk = tl.program_id(0) // blocks % chunks
-    head_index = (size.first_head + tl.program_id(0) // blocks // chunks).to(tl.int64)
+    number = tl.program_id(0) // PARTS
+    index = number % blocks
+    head_index = (size.first_head + number // blocks).to(tl.int64)
     lists = x.query_tiles + head_index * size.query_lists
     count = tl.load(lists + index * HEADER)
-    if count > 0:
-        entries = lists + blocks * HEADER + tl.load(lists + index * HEADER + 3)
-        if tl.load(entries + count - 1) >= chunk * (CHUNK * x.BLOCK_N):
-            half: tl.constexpr = x.BLOCK_N // 4
-            block = chunk * CHUNK + tl.arange(0, CHUNK)
-            limits = (block[:, None] + tl.arange(0, 2)[None, :]) * x.BLOCK_N
-            low, high = tl.split(_below(entries, count, limits))
-            tile = low // x.BLOCK_N
-            low -= tile * x.BLOCK_N
-            high -= tile * x.BLOCK_N
-            place = tile.to(tl.int64)[:, None] * (2 * x.BLOCK_M) + tl.arange(0, 2 * x.BLOCK_M)[None, :]
-            place += masks_of_list(x, size, head_index, index, masks)
-            one = tl.load(place, mask=(low < high)[:, None], other=0).to(tl.int32)
-            two = tl.load(place + 2 * x.BLOCK_M, mask=(high > x.BLOCK_N)[:, None], other=0).to(tl.int32)
-            one = tl.reshape(one, (CHUNK, x.BLOCK_M // 2, 4)) & _between(low, tl.minimum(high, x.BLOCK_N), half)
-            two = tl.reshape(two, (CHUNK, x.BLOCK_M // 2, 4)) & _between(0 * low, high - x.BLOCK_N, half)
-            words = tl.reshape(one | two, (CHUNK * (x.BLOCK_M // _WORD), 8, 4))
-            queries = tl.reshape(_queries(words, half), (CHUNK, x.BLOCK_M // _WORD))
-            used, step = words_of_queries(x, size, head_index, index, used)
-            place = used + block.to(tl.int64)[:, None] * step + tl.arange(0, x.BLOCK_M // _WORD)[None, :]
-            tl.store(place, queries, mask=(low < high)[:, None])
+    entries = lists + blocks * HEADER + tl.load(lists + index * HEADER + 3)
+    masks = masks_of_list(x, size, head_index, index, masks)
+    first, step = words_of_queries(x, size, head_index, index, 0)
+    half: tl.constexpr = x.BLOCK_N // 4
+    every: tl.constexpr = 2 ** (x.BLOCK_N // 2) - 1
+    lane = tl.arange(0, 2 * x.BLOCK_M)
+    for tile in range(tl.program_id(0) % PARTS, tl.cdiv(count, x.BLOCK_N), PARTS):
+        words = tl.load(masks + tile * (2 * x.BLOCK_M) + lane).to(tl.int32)
+        if half < 16:
+            words = words & every
+        while tl.max((words != 0).to(tl.int32), 0) > 0:
+            bit, rest = lowest_bit(words)
+            entry = tile * x.BLOCK_N + bit % half // 2 * 8 + lane % 4 * 2 + bit % 2
+            there = (words != 0) & (entry < count)  # past the end of a list rows of NaN have bits
+            key = tl.load(entries + entry, mask=there, other=0)
+            place = first + (key // x.BLOCK_N).to(tl.int64) * step + lane // 32
+            query = tl.where(there, bit // half * 8 + lane % 32 // 4 + place.to(tl.int32) % 2 * _WORD, 0)
+            tl.atomic_or(used + place // 2, 1 << query, mask=there, sem="relaxed")
+            words = rest

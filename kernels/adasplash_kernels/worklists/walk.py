@@ -159,10 +159,8 @@ def next_tile(walk, number, state, i, LISTS: tl.constexpr, PART: tl.constexpr, B
             inner_first, inner_last = _inner_tiles(walk, BLOCK)
             tile = tl.where(tile < inner_first, tile, tile + (inner_last - inner_first))
     else:
-        lowest = state & -state
-        # the exponent of a power of two as a float; the sign bit alone is -2^31, whose magnitude is read the same way
-        tile = number * 32 + ((lowest.to(tl.float32).to(tl.int32, bitcast=True) >> 23) & 255) - 127
-        state = state ^ lowest
+        bit, state = lowest_bit(state)
+        tile = number * 32 + bit
     return tile, state
 
 
@@ -180,6 +178,14 @@ def members(walk, tile, BLOCK: tl.constexpr, LISTS: tl.constexpr):
 def crosses_edge(walk, tile, BLOCK: tl.constexpr):
     """Tell whether a tile of a MIXED part may hold a pair that the mask of attention forbids."""
     return (tile * BLOCK < walk.inner_low) | ((tile + 1) * BLOCK > walk.inner_high)
+
+
+@triton.jit
+def lowest_bit(words):
+    """Return which is the lowest set bit of int32 words, and the words without it; of zero some number, and zero."""
+    lowest = words & -words
+    # the exponent of a power of two as a float; the sign bit alone is -2^31, whose magnitude is read the same way
+    return ((lowest.to(tl.float32).to(tl.int32, bitcast=True) >> 23) & 255) - 127, words ^ lowest
 
 
 @triton.jit

@@ -1,0 +1,175 @@
+"""Walks of blocks of keys, cut into pieces where they are long.
+
+In trained models nearly all queries use the first keys, and one program that walks along all of them is still at it
+when the rest is done. Such a walk is cut every LENGTH tiles, and each piece is a program of its own, which keeps its
+sum apart in float32; another kernel adds a block's pieces up in their order. Which walks are cut is decided on the
+device, from lengths alone, so that gradients repeat bit for bit.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+from ..inputs import open_sizes, opened
+from ..scores import key_block, key_block_at, store_rows
+from .walk import Walk, key_list
+
+_FAR = tl.constexpr(1 << 30)  # more tiles than any walk has
+
+
+class Pieces(NamedTuple):
+    """Where the pieces of a launch are.
+
+    Attributes:
+        first: (key-value heads, key blocks) int32, the number among a head's of each block's first piece; -1 where a
+            walk is not cut.
+        owner: (key-value heads, room) int32, the block of each piece; -1 for none.
+        sums: (key-value heads, room, 2, BLOCK_N, BLOCK_D) float32, dK and dV of each piece.
+        room: pieces of a head at the most, sealed (see inputs.py); a walk that finds no room is not cut.
+        LENGTH: tiles of a piece.
+    """
+
+    first: Any
+    owner: Any
+    sums: Any
+    room: int
+    LENGTH: tl.constexpr
+
+
+class Part(NamedTuple):
+    """Which part of its walk a program takes.
+
+    Attributes:
+        begin, end: tiles, counted through the walks of all query heads that share the block's keys.
+        slot: the piece's number among all of the launch; -1 for a whole walk.
+    """
+
+    begin: Any
+    end: Any
+    slot: Any
+
+
+@triton.jit
+def count_pieces_kernel(x, size, first, LENGTH: tl.constexpr):
+    """Write into ``first`` how many pieces the walk of one block of keys makes: 1 or fewer for a walk not to cut."""
+    size = open_sizes(x, size)
+    at = key_block(x, size)
+    tiles = at.first * 0
+    for group in range(size.groups):
+        walk = key_list(x, size, at, at.head + group)
+        tiles += walk.last - walk.first
+    tl.store(first + tl.program_id(0), tl.cdiv(tiles, LENGTH))
+
+
+@triton.jit(do_not_specialize=["blocks", "room"])
+def place_pieces_kernel(first, owner, blocks, room, CHUNK: tl.constexpr):
+    """Say which pieces are which, for one head: turn the counts in ``first`` into numbers, and write ``owner``."""
+    head = tl.program_id(0).to(tl.int64)
+    first += head * blocks
+    owner += head * room
+    taken = tl.full((), 0, tl.int32)
+    used = tl.full((), 0, tl.int32)
+    for start in range(0, blocks, CHUNK):
+        block = start + tl.arange(0, CHUNK)
+        count = tl.load(first + block, mask=block < blocks, other=0)
+        count = tl.where(count > 1, count, 0)
+        until = taken + tl.cumsum(count, 0)
+        cut = (count > 0) & (until <= room)
+        place = until - count
+        tl.store(first + block, tl.where(cut, place, -1), mask=block < blocks)
+        for i in range(tl.max(tl.where(cut, count, 0), 0)):
+            tl.store(owner + place + i, block, mask=cut & (i < count))
+        taken += tl.sum(count, 0)
+        used = tl.maximum(used, tl.max(tl.where(cut, until, 0), 0))
+    for start in range(0, room, CHUNK):
+        slot = start + tl.arange(0, CHUNK)
+        tl.store(owner + slot, -1 + slot * 0, mask=(slot >= used) & (slot < room))
+
+
+@triton.jit
+def block_and_part(x, size, pieces):
+    """Return this program's block of keys and the part of its walk that it takes; an empty one if there is none left.
+
+    Pieces come first in the grid: they take the longest.
+    """
+    blocks = tl.cdiv(size.n_k, x.BLOCK_N)
+    if pieces is None:
+        at = key_block(x, size)
+        part = Part(0, _FAR, -1)
+    else:
+        room = opened(pieces.room)
+        first_head = size.first_head // size.groups
+        number = tl.program_id(0)
+        slots = tl.num_programs(0) // (blocks + room) * room
+        is_piece = number < slots
+        slot = tl.where(is_piece, number, 0)
+        owner = tl.where(is_piece, tl.load(pieces.owner + slot), -1)
+        whole = tl.where(is_piece, 0, number - slots)
+        head = tl.where(is_piece, slot // room, whole // blocks)
+        index = tl.where(is_piece, tl.maximum(owner, 0), whole % blocks)
+        first = tl.load(pieces.first + head * blocks + index)
+        begin = tl.where(is_piece, (slot % room - first) * pieces.LENGTH, 0)
+        none = tl.where(is_piece, owner < 0, first >= 0)
+        end = tl.where(none, begin, tl.where(is_piece, begin + pieces.LENGTH, _FAR))
+        at = key_block_at(x, size, first_head + head, index)
+        part = Part(begin, end, tl.where(is_piece & (owner >= 0), slot, -1))
+    return at, part
+
+
+@triton.jit
+def part_of(walk, part, before):
+    """Return the part of one head's walk that belongs to a part, and how many tiles there are up to its end.
+
+    Args:
+        before: how many tiles the heads before have.
+    """
+    tiles = walk.last - walk.first
+    begin = tl.minimum(tl.maximum(part.begin - before, 0), tiles)
+    end = tl.minimum(tl.maximum(part.end - before, 0), tiles)
+    shorter = Walk(
+        walk.start, walk.first + begin, walk.first + end, walk.inner_low, walk.inner_high, walk.count
+    )  # fmt: skip
+    return shorter, before + tiles
+
+
+@triton.jit
+def _place(x, pieces, slot, SIDE: tl.constexpr):
+    """Return pointers to the sum of a piece (BLOCK_N, BLOCK_D): of dK for SIDE 0, of dV for 1."""
+    row = (slot.to(tl.int64) * 2 + SIDE) * x.BLOCK_N + tl.arange(0, x.BLOCK_N)
+    return pieces.sums + row[:, None] * x.BLOCK_D + tl.arange(0, x.BLOCK_D)[None, :]
+
+
+@triton.jit
+def store_part(x, pieces, slot, acc_k, acc_v):
+    """Keep a piece's sums."""
+    tl.store(_place(x, pieces, slot, 0), acc_k)
+    tl.store(_place(x, pieces, slot, 1), acc_v)
+
+
+@triton.jit
+def add_pieces_kernel(x, size, pieces, dk, dv):
+    """Add up the pieces of one block of keys, in order: the program of its first piece does it."""
+    size = open_sizes(x, size)
+    room = opened(pieces.room)
+    head = tl.program_id(0) // room
+    end = (head + 1) * room
+    slot = tl.program_id(0)
+    block = tl.load(pieces.owner + slot)
+    blocks = tl.cdiv(size.n_k, x.BLOCK_N)
+    first = tl.load(pieces.first + head * blocks + tl.maximum(block, 0))
+    if (block >= 0) & (head * room + first == slot):
+        acc_k = tl.zeros((x.BLOCK_N, x.BLOCK_D), tl.float32)
+        acc_v = tl.zeros((x.BLOCK_N, x.BLOCK_D), tl.float32)
+        owner = block
+        while owner == block:
+            acc_k += tl.load(_place(x, pieces, slot, 0))
+            acc_v += tl.load(_place(x, pieces, slot, 1))
+            slot += 1
+            owner = tl.load(pieces.owner + slot, mask=slot < end, other=-1)
+        at = key_block_at(x, size, size.first_head // size.groups + head, block)
+        base = at.head_index * size.n_k * x.d
+        store_rows(x, dk + base, acc_k, at.rows, size.n_k)
+        store_rows(x, dv + base, acc_v, at.rows, size.n_k)
