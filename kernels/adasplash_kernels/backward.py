@@ -56,9 +56,9 @@ def _load_d_out(x, size, up, batch, head, rows):
 
 
 @triton.jit
-def _centred(d_out, v, delta):
-    """Return dP - delta of a tile (queries, keys)."""
-    return dot(d_out, tl.trans(v), tl.zeros((d_out.shape[0], v.shape[0]), tl.float32)) - delta[:, None]
+def _product(a, b):
+    """Return a b^T."""
+    return dot(a, tl.trans(b), tl.zeros((a.shape[0], b.shape[0]), tl.float32))
 
 
 @triton.jit
@@ -93,13 +93,23 @@ def grad_query_kernel(x, size, up, out2, dq, d_alpha, masks, used):
                 p, u = weights(raw, size.scale, theta[:, None], a, x.ALPHA)
                 if masks is not None:  # here, where few other numbers are in registers
                     mark_queries(x, walk, tile, masks, used, used_step, u)
-                centred = _centred(d_out, v, delta)
+                centred = _product(d_out, v) - delta[:, None]
                 acc = dot((u * centred).to(k.dtype), k, acc)
                 if d_alpha is not None:
                     to_alpha += tl.sum(centred * alpha_slope(p, u, a), 1)
     store_rows(x, dq + base * x.d, acc * size.scale, at.rows, size.n_q)
     if d_alpha is not None:
         tl.store(d_alpha + base + at.rows, to_alpha, mask=at.rows < size.n_q)
+
+
+@triton.jit
+def _load_once(base, rows, n_rows, other):
+    """Load numbers (rows,), each by one thread.
+
+    Where they are used every thread needs 16 of them, and Triton would have it load these itself; it does not look
+    behind a sum.
+    """
+    return tl.sum(tl.load((base + rows)[:, None], mask=(rows < n_rows)[:, None], other=other), 1)
 
 
 @triton.jit
@@ -140,13 +150,14 @@ def grad_key_value_kernel(x, size, up, dk, dv, pieces):
                     rows = members(walk, tile, x.BLOCK_M, x.LISTS)
                     q = load_rows(x, q_base, rows, size.q_row, size.n_q)
                     d_out = _load_d_out(x, size, up, at.batch, head, rows)
-                    theta = tl.load(up.theta + numbers + rows, mask=rows < size.n_q, other=float("inf"))
-                    delta = tl.load(up.delta + numbers + rows, mask=rows < size.n_q, other=0.0)
+                    theta = _load_once(up.theta + numbers, rows, size.n_q, float("inf"))
+                    delta = _load_once(up.delta + numbers, rows, size.n_q, 0.0)
                     raw = key_scores(x, size, at, head, q, k, walk, tile, kind)
-                    p, u = weights(raw, size.scale, theta[:, None], a, x.ALPHA)
-                    ds = u * _centred(d_out, v, delta)
-                    acc_v = dot(tl.trans(p.to(d_out.dtype)), d_out, acc_v)
-                    acc_k = dot(tl.trans(ds.to(q.dtype)), q, acc_k)
+                    # keys first, as the products below take them: what is in registers need not be turned round
+                    p, u = weights(raw, size.scale, theta[None, :], a, x.ALPHA)
+                    acc_v = dot(p.to(d_out.dtype), d_out, acc_v)
+                    ds = u * (_product(v, d_out) - delta[None, :])
+                    acc_k = dot(ds.to(q.dtype), q, acc_k)
     acc_k *= size.scale
     if pieces is None:
         _store_key_value(x, size, at, dk, dv, acc_k, acc_v)

@@ -25,16 +25,17 @@ from .thresholds.refine import MAX_ITERATIONS
 from .thresholds.settle import Settle
 from .worklists.columns import WORD, compact_kernel, count_kernel, emit_kernel, share_kernel
 from .worklists.marks import list_tiles, scatter_kernel
-from .worklists.pieces import Pieces, add_pieces_kernel, count_pieces_kernel, place_pieces_kernel
+from .worklists.pieces import Pieces, add_pieces_kernel, count_tiles_kernel, place_pieces_kernel
 from .worklists.tiles import transpose, words
 from .worklists.walk import EDGES, HEADER, MIXED
 
 DENSEST = 2 / 3  # of the rows a block sees: a guess at where gathering stops paying
 ENTRIES = 2560  # of a list of columns, the most on average over the blocks of a head
 WORKSPACE = 2**26  # bytes of bits and of lists of queries that exist at once; at least those of one head
-SCATTERED = 4  # programs that share a list whose marks are scattered
-PIECE = 32  # tiles after which the walk of a block of keys is cut
+PIECES = 512  # at the most, of all heads: about twice what a GPU works on at once
 INTERPRETED = not isinstance(output_kernel, triton.JITFunction)
+SCATTERED = 1 if INTERPRETED else 4  # programs that share a list whose marks are scattered
+PIECE = 2 if INTERPRETED else 32  # tiles of a piece that the walk of a block of keys is cut into, at the least
 
 
 @dataclass(frozen=True)
@@ -443,27 +444,35 @@ def backward_gradients(
         whole = torch.zeros(triton.cdiv(count * blocks * words_each, 2), dtype=torch.int32, device=q.device)
         used = whole.view(torch.int16)[: count * blocks * words_each].view(count, blocks, words_each)
         grad_query_kernel[grid](inputs, sizes, up, out2, dq, d_alpha, masks, used, **options)
-        parts = 1 if INTERPRETED else SCATTERED
-        scatter_kernel[(grid[0] * parts,)](inputs, sizes, masks, whole, parts, num_warps=1)
+        scatter_kernel[(grid[0] * SCATTERED,)](inputs, sizes, masks, whole, SCATTERED, num_warps=1)
         del masks  # the lists take its place
         key_tiles = torch.empty(count, size, dtype=torch.int32, device=q.device)
         _compact(problem, used, key_tiles, start, keys=True)
         keyed = problem.inputs(kind, key_tiles=key_tiles)
         pieces = _pieces(problem, keyed, sizes, count)
-        grid = (problem.key_grid(count)[0] + pieces.owner.numel(),)
+        slots = 0 if pieces is None else pieces.owner.numel()
+        grid = (problem.key_grid(count)[0] + slots,)
         grad_key_value_kernel[grid](keyed, sizes, up, dk, dv, pieces, **problem.options)
-        add_pieces_kernel[(pieces.owner.numel(),)](keyed, sizes, pieces, dk, dv, num_warps=4)
+        if slots:
+            add_pieces_kernel[(slots,)](keyed, sizes, pieces, dk, dv, num_warps=4)
     return dq, dk, dv, d_alpha
 
 
-def _pieces(problem: Problem, keyed: Inputs, sizes: Sizes, heads: int) -> Pieces:
-    """Return the pieces that the walks of these query heads' blocks of keys are cut into; see worklists/pieces.py."""
-    kv_heads, blocks, device = problem.key_grid(heads)[0] // problem.key_blocks, problem.key_blocks, problem.q.device
-    room = blocks // 8 + 8
-    length = 2 if INTERPRETED else PIECE
+def _pieces(problem: Problem, keyed: Inputs, sizes: Sizes, heads: int) -> Pieces | None:
+    """Return the pieces that the walks of these query heads' blocks of keys are cut into; see worklists/pieces.py.
+
+    None where walks are short, or so many heads keep the device busy that a long one does no harm.
+    """
+    blocks, device = problem.key_blocks, problem.q.device
+    kv_heads, groups = problem.key_grid(heads)[0] // blocks, problem.q.shape[1] // problem.k.shape[1]
+    room = min(PIECES // kv_heads, 2 * blocks)
+    if room < 2 or groups * problem.query_blocks <= PIECE:
+        return None
     first, owner = (torch.empty(kv_heads, n, dtype=torch.int32, device=device) for n in (blocks, room))
+    lengths = torch.empty(kv_heads, dtype=torch.int32, device=device)
     shape = (kv_heads, room, 2, keyed.BLOCK_N.value, keyed.BLOCK_D.value)
     sums = torch.empty(shape, dtype=torch.float32, device=device)
-    count_pieces_kernel[(kv_heads * blocks,)](keyed, sizes, first, length, num_warps=1)
-    place_pieces_kernel[(kv_heads,)](first, owner, blocks, room, 32 if INTERPRETED else 1024, num_warps=4)
-    return Pieces(first, owner, sums, sealed(room), tl.constexpr(length))
+    count_tiles_kernel[(kv_heads * blocks,)](keyed, sizes, first, num_warps=1)
+    chunk = 32 if INTERPRETED else 1024
+    place_pieces_kernel[(kv_heads,)](first, owner, lengths, blocks, room, PIECE, chunk, num_warps=4)
+    return Pieces(first, owner, lengths, sums, sealed(room))

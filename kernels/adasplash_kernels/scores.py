@@ -180,7 +180,8 @@ def load_slope(x, size, batch, head):
 
 @triton.jit
 def raw_scores(x, q, k, slope, distance):
-    """Scores (queries, keys) in float32 before ``scale``, with ALiBi's term where there are slopes."""
+    """Scores (queries, keys) in float32 before ``scale``, with ALiBi's term where there are slopes; turned round, if q
+    and k change places."""
     raw = dot(q, tl.trans(k), tl.zeros((q.shape[0], k.shape[0]), tl.float32))
     if x.slopes is not None:
         raw -= slope * tl.abs(distance).to(tl.float32)
@@ -242,14 +243,14 @@ def load_tile(x, size, at, q, walk, tile, PART: tl.constexpr):
 
 @triton.jit
 def key_scores(x, size, at, head, q, k, walk, tile, PART: tl.constexpr):
-    """The same for a block of keys that meets a tile of queries of ``head``."""
+    """One tile of scores (keys, queries) for a block of keys that meets a tile of queries of ``head``, likewise."""
     if x.slopes is None:
-        raw = raw_scores(x, q, k, 0.0, 0)
+        raw = raw_scores(x, k, q, 0.0, 0)
     else:
         queries = members(walk, tile, x.BLOCK_M, x.LISTS)
         slope = load_slope(x, size, at.batch, head)
-        raw = raw_scores(x, q, k, slope, queries[:, None] - at.position[None, :])
-    return _mask(walk, tile, raw, at.low, at.high, PART, x.BLOCK_M, x.LISTS, 0)
+        raw = raw_scores(x, k, q, slope, queries[None, :] - at.position[:, None])
+    return _mask(walk, tile, raw, at.low, at.high, PART, x.BLOCK_M, x.LISTS, 1)
 
 
 @triton.jit

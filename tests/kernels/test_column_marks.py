@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 from calls import bind, random_qkv, stretch
-from column_cases import ANY, HALF_TOO, columns, headers, overflowed, packed, setting, unpacked
+from column_cases import ANY, HALF_TOO, columns, headers, limit_some, overflowed, packed, setting, unpacked
 from oracle import gradients
 from torch import Tensor
 
@@ -118,9 +118,11 @@ def test_gradients_with_bad_queries(device, monkeypatch, compactions, case, limi
     q, k, v = at.problem.q.clone(), at.problem.k, at.problem.v
     q[:, :, 21 * stretch(device), 3] = math.nan
     upstream = random_qkv(device, q.shape[2], heads=q.shape[1], batch=q.shape[0], seed=5)[0]
+    run = functools.partial(columns, **at.options)
     if limit is not None:
-        monkeypatch.setattr(launch, limit, {"DENSEST": 0.7, "ENTRIES": k.shape[2] // 5}[limit])
-    found = gradients(functools.partial(columns, **at.options), (q, k, v), upstream)
+        run(q, k, v)
+        limit_some(monkeypatch, at, compactions, limit, (False,))
+    found = gradients(run, (q, k, v), upstream)
     if limit is not None:
         assert overflowed(compactions, False).any()
     expected = gradients(functools.partial(bind("adasplash_nomask"), **at.options), (q, k, v), upstream)
@@ -132,10 +134,12 @@ def test_gradients_with_bad_queries(device, monkeypatch, compactions, case, limi
 
 def test_gradients_repeat(device, monkeypatch, compactions):
     """Bit for bit, where some blocks have lists and some do not, in one launch and head by head."""
-    at = setting("ALiBi", device)
-    monkeypatch.setattr(launch, "ENTRIES", 9 * stretch(device))
+    monkeypatch.setattr(launch, "DENSEST", ANY)
+    at = setting("causal, more queries", device)
     run = functools.partial(columns, **at.options)
     inputs = (at.problem.q, at.problem.k, at.problem.v)
+    run(*inputs)
+    limit_some(monkeypatch, at, compactions, "ENTRIES", (False,))
     first = gradients(run, inputs, at.problem.q)
     over = overflowed(compactions, False)
     assert over.any() and not over.all()

@@ -1,9 +1,9 @@
 """Walks of blocks of keys, cut into pieces where they are long.
 
 In trained models nearly all queries use the first keys, and one program that walks along all of them is still at it
-when the rest is done. Such a walk is cut every LENGTH tiles, and each piece is a program of its own, which keeps its
-sum apart in float32; another kernel adds a block's pieces up in their order. Which walks are cut is decided on the
-device, from lengths alone, so that gradients repeat bit for bit.
+when the rest is done. Such a walk is cut into pieces of so many tiles, and each piece is a program of its own, which
+keeps its sum apart in float32; another kernel adds a block's pieces up in their order. Which walks are cut is decided
+on the device, from lengths alone, so that gradients repeat bit for bit.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ class Pieces(NamedTuple):
         first: (key-value heads, key blocks) int32, the number among a head's of each block's first piece; -1 where a
             walk is not cut.
         owner: (key-value heads, room) int32, the block of each piece; -1 for none.
+        length: (key-value heads,) int32, tiles of a piece.
         sums: (key-value heads, room, 2, BLOCK_N, BLOCK_D) float32, dK and dV of each piece.
-        room: pieces of a head at the most, sealed (see inputs.py); a walk that finds no room is not cut.
-        LENGTH: tiles of a piece.
+        room: pieces of a head at the most, sealed (see inputs.py).
     """
 
     first: Any
     owner: Any
+    length: Any
     sums: Any
     room: int
-    LENGTH: tl.constexpr
 
 
 class Part(NamedTuple):
@@ -53,40 +53,62 @@ class Part(NamedTuple):
 
 
 @triton.jit
-def count_pieces_kernel(x, size, first, LENGTH: tl.constexpr):
-    """Write into ``first`` how many pieces the walk of one block of keys makes: 1 or fewer for a walk not to cut."""
+def count_tiles_kernel(x, size, tiles):
+    """Write how many tiles the walk of one block of keys has, into (key-value heads of this launch, blocks) int32."""
     size = open_sizes(x, size)
     at = key_block(x, size)
-    tiles = at.first * 0
+    count = at.first * 0
     for group in range(size.groups):
         walk = key_list(x, size, at, at.head + group)
-        tiles += walk.last - walk.first
-    tl.store(first + tl.program_id(0), tl.cdiv(tiles, LENGTH))
+        count += walk.last - walk.first
+    tl.store(tiles + tl.program_id(0), count)
+
+
+@triton.jit
+def _cut(tiles, block, blocks, length):
+    """Return how many pieces the walks of some blocks make; 0 for those that make one."""
+    count = tl.cdiv(tl.load(tiles + block, mask=block < blocks, other=0), length)
+    return tl.where(count > 1, count, 0)
+
+
+@triton.jit
+def _number(tiles, blocks, length, CHUNK: tl.constexpr):
+    """Return how many pieces all walks make together."""
+    number = 0
+    for start in range(0, blocks, CHUNK):
+        number += tl.sum(_cut(tiles, start + tl.arange(0, CHUNK), blocks, length), 0)
+    return number
 
 
 @triton.jit(do_not_specialize=["blocks", "room"])
-def place_pieces_kernel(first, owner, blocks, room, CHUNK: tl.constexpr):
-    """Say which pieces are which, for one head: turn the counts in ``first`` into numbers, and write ``owner``."""
+def place_pieces_kernel(first, owner, length_out, blocks, room, LENGTH: tl.constexpr, CHUNK: tl.constexpr):
+    """Number the pieces of one head.
+
+    Args:
+        first: numbers of tiles from ``count_tiles_kernel``, which ``Pieces.first`` takes the place of.
+        LENGTH: tiles of a piece, if there is room for as many; else twice as many, or four times, and so on.
+    """
     head = tl.program_id(0).to(tl.int64)
     first += head * blocks
     owner += head * room
-    taken = tl.full((), 0, tl.int32)
-    used = tl.full((), 0, tl.int32)
+    length = tl.full((), LENGTH, tl.int32)
+    wanted = _number(first, blocks, length, CHUNK)
+    while wanted > room:
+        length *= 2
+        wanted = _number(first, blocks, length, CHUNK)
+    tl.store(length_out + head, length)
+    taken = 0
     for start in range(0, blocks, CHUNK):
         block = start + tl.arange(0, CHUNK)
-        count = tl.load(first + block, mask=block < blocks, other=0)
-        count = tl.where(count > 1, count, 0)
-        until = taken + tl.cumsum(count, 0)
-        cut = (count > 0) & (until <= room)
-        place = until - count
-        tl.store(first + block, tl.where(cut, place, -1), mask=block < blocks)
-        for i in range(tl.max(tl.where(cut, count, 0), 0)):
-            tl.store(owner + place + i, block, mask=cut & (i < count))
+        count = _cut(first, block, blocks, length)
+        place = taken + tl.cumsum(count, 0) - count
+        tl.store(first + block, tl.where(count > 0, place, -1), mask=block < blocks)
+        for i in range(tl.max(count, 0)):
+            tl.store(owner + place + i, block, mask=i < count)
         taken += tl.sum(count, 0)
-        used = tl.maximum(used, tl.max(tl.where(cut, until, 0), 0))
     for start in range(0, room, CHUNK):
         slot = start + tl.arange(0, CHUNK)
-        tl.store(owner + slot, -1 + slot * 0, mask=(slot >= used) & (slot < room))
+        tl.store(owner + slot, slot * 0 - 1, mask=(slot >= wanted) & (slot < room))
 
 
 @triton.jit
@@ -111,9 +133,10 @@ def block_and_part(x, size, pieces):
         head = tl.where(is_piece, slot // room, whole // blocks)
         index = tl.where(is_piece, tl.maximum(owner, 0), whole % blocks)
         first = tl.load(pieces.first + head * blocks + index)
-        begin = tl.where(is_piece, (slot % room - first) * pieces.LENGTH, 0)
+        length = tl.load(pieces.length + head)
+        begin = tl.where(is_piece, (slot % room - first) * length, 0)
         none = tl.where(is_piece, owner < 0, first >= 0)
-        end = tl.where(none, begin, tl.where(is_piece, begin + pieces.LENGTH, _FAR))
+        end = tl.where(none, begin, tl.where(is_piece, begin + length, _FAR))
         at = key_block_at(x, size, first_head + head, index)
         part = Part(begin, end, tl.where(is_piece & (owner >= 0), slot, -1))
     return at, part
