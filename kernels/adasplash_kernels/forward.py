@@ -67,7 +67,8 @@ def output_kernel(x, size, theta_ref, out, out2, settle, passes_out=None):
         _store(x, size, at, out, out2, acc, acc2, u_sum)
         store_passes(passes_out, x, size, at, 1)
     else:
-        step = load_theta(settle.step, size, at)
+        count = load_theta(settle.count, size, at)
+        step = tl.zeros((x.BLOCK_M,), tl.float32)
         acc = tl.zeros((x.BLOCK_M, x.BLOCK_D), tl.float32)
         acc2 = tl.zeros((x.BLOCK_M, x.BLOCK_D), tl.float32)
         u_sum = tl.zeros((x.BLOCK_M,), tl.float32)
@@ -75,10 +76,9 @@ def output_kernel(x, size, theta_ref, out, out2, settle, passes_out=None):
         unsettled = 1
         while (unsettled > 0) & (number < settle.PASSES):  # once, but for rows that are harder than they looked
             acc, acc2, u_sum, total = _visit(x, size, at, q, walk, theta, a, True, True)
-            before = step
             # finite for rows that see no key, whose theta stays +inf and allows for any step
             step = newton_step(total, u_sum, a, x.ALPHA)
-            again = tl.abs(step) > settled_step(theta, before, a, x.ALPHA, settle.ROOT)
+            again = tl.abs(step) > settled_step(theta, total, u_sum, count, a, x.ALPHA, settle.EPS)
             theta += step
             unsettled = tl.max((again & (theta == theta)).to(tl.int32), 0)  # NaN must not hang
             number += 1

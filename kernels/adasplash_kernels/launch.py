@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -339,8 +338,8 @@ def _from_maxima(
     ``early``, which leaves theta a step short, what the output's pass needs to take that step; else None."""
     settle = None
     if early:
-        step = torch.empty(problem.q.shape[:3], dtype=torch.float32, device=problem.q.device)
-        settle = Settle(step, tl.constexpr(MAX_ITERATIONS), tl.constexpr(math.sqrt(torch.finfo(problem.q.dtype).eps)))
+        count = torch.empty(problem.q.shape[:3], dtype=torch.float32, device=problem.q.device)
+        settle = Settle(count, tl.constexpr(MAX_ITERATIONS), tl.constexpr(torch.finfo(problem.q.dtype).eps))
     floor = _floor(problem)
     lists = _lists(problem, floor) if listed else None
     return _risen(problem, floor, lists, settle, max_iterations), lists, settle

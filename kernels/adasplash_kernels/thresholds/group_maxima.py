@@ -17,7 +17,7 @@ from ..scores import largest, load_queries, load_theta, query_block, row_max, th
 from ..worklists.walk import all_tiles, next_tile, query_list, run
 from .lower_bound import rise
 from .refine import store_passes, store_theta
-from .settle import newton_step, next_step, resolved_step, settled_step
+from .settle import longer_step, newton_step, resolved_step, settled_step
 
 _NEWTON_STEPS = tl.constexpr(4)  # more leave the number of survivors as it is, to four digits
 
@@ -66,11 +66,11 @@ def listed_kernel(x, size, floor_in, theta_out, settle, max_iterations, passes_o
     """Write theta for one block of queries of one head, solved on its list of columns from a lower bound.
 
     Newton's steps on the norm of the weights rise to theta and never pass it (see lower_bound.py): no bracket is
-    needed, and no curvature. One pass over the list a step.
+    needed. One pass over the list a step.
 
     Args:
         floor_in: (B, H, N_q) float32, the bound; ``+inf`` for rows that see no key.
-        settle: None, or what says when to stop a step short of theta and where to write the last step (see settle.py).
+        settle: None, or what says when to stop a step short of theta and takes the number of weights (see settle.py).
         passes_out: see ``store_passes``.
     """
     size = open_sizes(x, size)
@@ -81,12 +81,13 @@ def listed_kernel(x, size, floor_in, theta_out, settle, max_iterations, passes_o
     theta = load_theta(floor_in, size, at)
     empty = theta == float("inf")
     theta = tl.where(empty, 0.0, theta)
-    step = tl.full((x.BLOCK_M,), float("inf"), tl.float32)
+    most = tl.full((x.BLOCK_M,), float("inf"), tl.float32)
     iteration = 0
     unfinished = 1
     while (unfinished > 0) & (iteration < max_iterations):
         total = tl.zeros((x.BLOCK_M,), tl.float32)
         slope = tl.zeros((x.BLOCK_M,), tl.float32)
+        held = tl.zeros((x.BLOCK_M,), tl.float32)
         for part in tl.static_range(x.FIRST_PART, x.PARTS_END):
             state, count = run(walk, 0, x.LISTS, part, x.BLOCK_N)
             for i in range(count):
@@ -95,16 +96,20 @@ def listed_kernel(x, size, floor_in, theta_out, settle, max_iterations, passes_o
                 p, u = weights(raw, size.scale, theta[:, None], a, x.ALPHA)
                 total += tl.sum(p, 1)
                 slope += tl.sum(u, 1)
-        before = step
+                if settle is not None:
+                    held += tl.sum((u > 0.0).to(tl.float32), 1)
         step = newton_step(total, slope, a, x.ALPHA)
+        if settle is None:
+            again = tl.abs(step) > resolved_step(theta, a, x.ALPHA)
+        else:
+            most = tl.where(step < 0.0, most, held)  # the support grows again on the way back
+            step, left = longer_step(step, total, slope, held)
+            again = left > settled_step(theta, total, slope, most, a, x.ALPHA, settle.EPS)
         theta += step
-        again = tl.abs(step) > resolved_step(theta, a, x.ALPHA)
-        if settle is not None:
-            again = again & (next_step(step, before) > settled_step(theta, step, a, x.ALPHA, settle.ROOT))
         # NaN must not hang: it is not always in the step, since a GPU's maximum drops it
         unfinished = tl.max((again & ~empty & (theta == theta)).to(tl.int32), 0)
         iteration += 1
     store_theta(theta_out, size, at, tl.where(empty, float("inf"), theta))
     if settle is not None:
-        store_theta(settle.step, size, at, step)
+        store_theta(settle.count, size, at, most)
     store_passes(passes_out, x, size, at, iteration)

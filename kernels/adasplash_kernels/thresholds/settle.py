@@ -3,19 +3,20 @@ needs, instead of by a pass over the keys that only confirms.
 
 The pass at theta has T = sum p and sum u, so the next step e, and O = P V and U V. For alpha = 1.5 a weight at
 theta + e is p - e u + e^2 / 4, or zero if it leaves the support: O - e U V is O at theta + e with an error in each
-weight between 0 and e^2 / 4. What this and the steps before leave goes by two numbers: nu = e (sum u) / (2 T), by which
-the norm of the weights is not one, and rho = e / s, where s is the step before. Newton's steps from below shrink as
-e = c s^2, and c = (n / sum u - sum u / T) / 4 for n weights in the support, about the same from step to step, so that
+weight between 0 and e^2 / 4. With n weights in the support,
 
-- the n weights of O are off by n e^2 / 4 = T (2 rho^2 + nu) nu together, and sum to 1 - nu^2;
-- theta is off by the step after, c e^2 = rho^2 e;
+- those of O are off by n e^2 / 4 together, and sum to 1 - (e (sum u) / (2 T))^2, which is less;
+- theta is off by the step after, c e^2, with c = (n / sum u - sum u / T) / 4;
 - O2, which is not corrected, is off by e / 2 (n / sum u) (mean of v - O2), for unrelated values by
-  sqrt(2 rho^2 (2 rho^2 + nu)) of itself.
+  e / 2 (n / sum u) sqrt(1 - (sum u)^2 / (n T)) of itself.
 
-All of it is of second order, so what is allowed of e and of rho goes by the root of the dtype's eps. With root / 2 for
-rho, 2 rho^2 is eps / 2, no more than storing O2 may cost; with root / 300 for e, n e^2 / 4 is below 0.3 eps for 10^5
-keys. The limit on rho is what finds weights tied at the edge of the support: as long as they are above it, steps
-shrink by half and theta is as far away as the last of them, however small that is.
+Of the dtype's eps the first may be 0.3 and the last a half, no more than storing O and O2 may cost, and that limits e.
+Every weight counts that may be in the support: keys tied at its edge make n large, and allow next to nothing. The solve
+has counted n at a theta below, so it is never too small.
+
+Since the solve counts, it also knows c, and goes on by e + c e^2 at once. That is Halley's step to second order, and
+leaves about (c e)^2 e. For scores of Gaussian inputs and of trained models one pass is enough from the group maxima's
+bound; if not, the output sees it and takes another pass.
 """
 
 from __future__ import annotations
@@ -28,21 +29,20 @@ import triton.language as tl
 from ..mapping import norm_gap
 from .refine import last_step
 
-_CURVATURE = tl.constexpr(1.0)  # the least that c is taken for: about the most for Gaussian scores; the output checks
-
 
 class Settle(NamedTuple):
     """How the output's pass settles thresholds.
 
     Attributes:
-        step: (B, H, N_q) float32, the last step that was taken; the solve writes it, the output's pass reads it.
+        count: (B, H, N_q) float32, how many weights may be in the support; the solve writes it, the output's pass
+            reads it.
         PASSES: of the output, at the most.
-        ROOT: of the dtype's eps.
+        EPS: the dtype's eps.
     """
 
-    step: Any
+    count: Any
     PASSES: tl.constexpr
-    ROOT: tl.constexpr
+    EPS: tl.constexpr
 
 
 @triton.jit
@@ -62,15 +62,17 @@ def resolved_step(theta, a, ALPHA: tl.constexpr):
 
 
 @triton.jit
-def settled_step(theta, before, a, ALPHA: tl.constexpr, ROOT: tl.constexpr):
-    """Return how large a step may be that the output's pass takes, after one of ``before``."""
-    settled = tl.minimum(tl.abs(before) * (ROOT / 2.0), ROOT / 300.0)
+def settled_step(theta, total, slope, count, a, ALPHA: tl.constexpr, EPS: tl.constexpr):
+    """Return how large a step may be that the output's pass takes, from sum p, sum u and the number of weights."""
+    share = 1.0 / tl.maximum(count, 1.0)
+    unlike = 1.0 - slope * slope * share / tl.maximum(total, 1e-30)
+    settled = tl.minimum(tl.sqrt(share * (1.2 * EPS)), share * slope * EPS / tl.sqrt(tl.maximum(unlike, 0.04)))
     return tl.maximum(resolved_step(theta, a, ALPHA), settled)
 
 
 @triton.jit
-def next_step(step, before):
-    """Return how large the step after these two will be about; ``before`` is infinite if ``step`` was the first."""
-    length = tl.abs(step)
-    ratio = length / tl.maximum(tl.abs(before), 1e-30)
-    return length * tl.maximum(length * _CURVATURE, ratio * ratio)
+def longer_step(step, total, slope, count):
+    """Return Newton's step and the one after it together, and how large the next will be at the most, about."""
+    bend = 0.25 * (count / tl.maximum(slope, 1e-30) - slope / tl.maximum(total, 1e-30))
+    turn = tl.minimum(tl.maximum(bend, 0.0) * tl.abs(step), 1.0)
+    return step + turn * tl.abs(step), 4.0 * turn * turn * tl.abs(step)  # in simulations 3 to 7 times the square
