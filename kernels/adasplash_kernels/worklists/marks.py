@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 
 from ..inputs import open_sizes
+from ..launching import launched_by_key
 from .columns import WORD
 from .walk import HEADER
 
@@ -131,6 +132,7 @@ def _between(low, high, HALF: tl.constexpr):
     return (half | (half << HALF))[:, None, :]
 
 
+@launched_by_key
 @triton.jit
 def fold_kernel(x, size, masks, used, CHUNK: tl.constexpr):
     """Write the words of one block of queries for CHUNK blocks of keys, from its list and what was noted along it.
