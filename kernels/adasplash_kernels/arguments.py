@@ -156,6 +156,8 @@ def check_mask(q: Tensor, k: Tensor, **fields: Any) -> AttentionMask:
     check_per_sequence("key_starts", mask.key_starts, q)
     check_per_sequence("key_lengths", mask.key_lengths, q)
     queries, keys = check_packing(mask.cu_seqlens_q, mask.cu_seqlens_k, q, k, mask.key_starts, mask.key_lengths)
+    if keys is mask.cu_seqlens_k:
+        return mask
     return dataclasses.replace(mask, cu_seqlens_q=queries, cu_seqlens_k=keys)
 
 

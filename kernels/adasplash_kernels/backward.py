@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from .inputs import open_sizes, pitch
+from .launching import launched_by_key
 from .mapping import alpha_slope, load_exponent, weights
 from .scores import (
     dot,
@@ -61,6 +62,7 @@ def _product(a, b):
     return dot(a, tl.trans(b), tl.zeros((a.shape[0], b.shape[0]), tl.float32))
 
 
+@launched_by_key
 @triton.jit
 def grad_query_kernel(x, size, up, out2, dq, d_alpha, masks, used):
     """Write dQ and delta for one block of queries of one head; d_alpha (B, H, N_q) by query unless it is None.
@@ -102,6 +104,7 @@ def grad_query_kernel(x, size, up, out2, dq, d_alpha, masks, used):
         tl.store(d_alpha + base + at.rows, to_alpha, mask=at.rows < size.n_q)
 
 
+@launched_by_key
 @triton.jit
 def _load_once(base, rows, n_rows, other):
     """Load numbers (rows,), each by one thread.

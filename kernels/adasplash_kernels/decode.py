@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .inputs import open_sizes
 from .launch import INTERPRETED, Problem, choose_row_tiles, threshold
+from .launching import launched_by_key
 from .mapping import load_exponent, weights
 from .scores import dot, load_keys, load_slope, load_values, raw_scores
 from .spans import query_span
@@ -72,6 +73,7 @@ def _piece(x, size, n_pieces, ROWS: tl.constexpr):
     return Piece(batch, kv_head, tl.program_id(0) % n_pieces, there, head, query, line)
 
 
+@launched_by_key
 @triton.jit(do_not_specialize=["n_pieces"])
 def _scores_kernel(x, size, scores, n_pieces, ROWS: tl.constexpr, KEYS: tl.constexpr):
     """Write the masked scores, before ``scale``, of all queries against one tile of keys."""
@@ -90,6 +92,7 @@ def _scores_kernel(x, size, scores, n_pieces, ROWS: tl.constexpr, KEYS: tl.const
     tl.store(scores + at.line[:, None] * size.n_k + keys[None, :], tl.where(seen, raw, float("-inf")), mask=keep)
 
 
+@launched_by_key
 @triton.jit(do_not_specialize=["n_pieces", "tiles_each"])
 def _output_kernel(x, size, scores, theta_in, parts, n_pieces, tiles_each, ROWS: tl.constexpr, KEYS: tl.constexpr):
     """Write one piece's part of O, (pieces, B, H, N_q, D) float32."""
@@ -120,14 +123,13 @@ def decode(problem: Problem, method: str) -> tuple[Tensor, Tensor]:
     (batch, heads, n_q, head_dim), (_, kv_heads, n_k, _) = q.shape, k.shape
     inputs, sizes = problem.inputs(), problem.sizes()
     rows = max(16, triton.next_power_of_2(n_q * heads // kv_heads))
-    block = {"ROWS": rows, "KEYS": _KEYS, "num_warps": 4}
     n_tiles = triton.cdiv(n_k, _KEYS)
     scores = torch.empty(batch, heads, n_q, n_k, dtype=torch.float32, device=q.device)
-    _scores_kernel[(batch * kv_heads * n_tiles,)](inputs, sizes, scores, n_tiles, **block)
+    _scores_kernel[(batch * kv_heads * n_tiles,)](inputs, sizes, scores, n_tiles, rows, _KEYS, num_warps=4)
     theta, _ = threshold(method, replace(problem, scores=scores, tiles=choose_row_tiles(_WIDEST)))
     tiles_each = max(1, n_tiles * batch * kv_heads // _PIECES)
     n_pieces = triton.cdiv(n_tiles, tiles_each)
     parts = torch.empty(n_pieces, batch, heads, n_q, head_dim, dtype=torch.float32, device=q.device)
     grid = (batch * kv_heads * n_pieces,)
-    _output_kernel[grid](inputs, sizes, scores, theta, parts, n_pieces, tiles_each, **block)
+    _output_kernel[grid](inputs, sizes, scores, theta, parts, n_pieces, tiles_each, rows, _KEYS, num_warps=4)
     return parts.sum(0).to(q.dtype), theta

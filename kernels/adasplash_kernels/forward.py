@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 from .inputs import open_sizes
+from .launching import launched_by_key
 from .mapping import load_exponent, weights
 from .scores import dot, load_queries, load_theta, load_tile, query_block, store_rows
 from .thresholds.refine import store_passes, store_theta
@@ -47,6 +48,7 @@ def _store(x, size, at, out, out2, acc, acc2, u_sum):
         store_rows(x, out2 + base, acc2, at.rows, size.n_q)
 
 
+@launched_by_key
 @triton.jit
 def output_kernel(x, size, theta_ref, out, out2, settle, passes_out=None):
     """Write O, and O2 unless it is None, for one block of queries of one head, both contiguous (B, H, N_q, D).

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 import torch
@@ -32,7 +32,7 @@ DENSEST = 2 / 3  # of the rows a block sees: a guess at where gathering stops pa
 ENTRIES = 2560  # of a list of columns, the most on average over the blocks of a head
 WORKSPACE = 2**26  # bytes of bits and of lists of queries that exist at once; at least those of one head
 PIECES = 512  # at the most, of all heads: about twice what a GPU works on at once
-INTERPRETED = not isinstance(output_kernel, triton.JITFunction)
+INTERPRETED = triton.knobs.runtime.interpret
 SCATTERED = 1 if INTERPRETED else 4  # programs that share a list whose marks are scattered
 PIECE = 2 if INTERPRETED else 32  # tiles of a piece that the walk of a block of keys is cut into, at the least
 
@@ -90,6 +90,7 @@ class ColumnTiles:
     scan: Tiles
 
 
+@lru_cache
 def choose_column_tiles(head_dim: int, dtype: torch.dtype) -> ColumnTiles:
     """Pick tiles by head dim and dtype alone; many queries a tile, since what these passes wait for is K.
 
@@ -158,11 +159,11 @@ class Problem:
         spans = (None, None)
         if self.cu_seqlens_q is not None:
             spans = packed_spans(self.cu_seqlens_q, self.cu_seqlens_k, q.shape[2], k.shape[2], self.left, self.right)
-        block_d = max(16, triton.next_power_of_2(q.shape[3]))
+        block_d = _block_d(q.shape[3])
         return Inputs(
             q, k, v, self.scores, self.alpha, slopes, self.key_starts, self.key_lengths, *spans, None, None, q.shape[3],
-            tl.constexpr("all"), EDGES, MIXED, tl.constexpr(self.alpha_kind), tl.constexpr(q.shape[3] == block_d),
-            _aligned(q, k, v), tl.constexpr(block_d), tl.constexpr(tiles.block_m), tl.constexpr(tiles.block_n),
+            _constant("all"), EDGES, MIXED, _constant(self.alpha_kind), _constant(q.shape[3] == block_d),
+            _aligned(q, k, v), _constant(block_d), _constant(tiles.block_m), _constant(tiles.block_n),
         )  # fmt: skip
 
     def inputs(
@@ -172,20 +173,20 @@ class Problem:
         if lists is None:
             return self._inputs
         return self._inputs._replace(
-            query_tiles=query_tiles, key_tiles=key_tiles, LISTS=tl.constexpr(lists), FIRST_PART=MIXED,
-            PARTS_END=tl.constexpr(MIXED.value + 1),
+            query_tiles=query_tiles, key_tiles=key_tiles, LISTS=_constant(lists), FIRST_PART=MIXED,
+            PARTS_END=_constant(MIXED.value + 1),
         )  # fmt: skip
 
     @cached_property
     def _sizes(self) -> Sizes:
         q, k, v, slopes = self.q, self.k, self.v, self.alibi_slopes
-        numbers = (
-            q.shape[1], q.shape[1] // k.shape[1], q.shape[2], k.shape[2], min(self.left, UNLIMITED),
-            min(self.right, UNLIMITED), slopes.stride(0) if slopes is not None and slopes.ndim == 2 else 0,
-            1 if self.alpha.numel() > 1 else 0, *_pitches(q), *_pitches(k), *_pitches(v),
-            column_list_size(self.query_blocks, k.shape[2]), column_list_size(self.key_blocks, q.shape[2]), 0,
+        (_, heads, n_q, _), (_, kv_heads, n_k, _) = q.shape, k.shape
+        return _sealed_sizes(
+            heads, heads // kv_heads, n_q, n_k, min(self.left, UNLIMITED), min(self.right, UNLIMITED),
+            slopes.stride(0) if slopes is not None and slopes.ndim == 2 else 0, 1 if self.alpha.numel() > 1 else 0,
+            *_pitches(q), *_pitches(k), *_pitches(v),
+            column_list_size(self.query_blocks, n_k), column_list_size(self.key_blocks, n_q), 0, float(self.scale),
         )  # fmt: skip
-        return Sizes(*(sealed(n) for n in numbers), self.scale)
 
     def sizes(self, first_head: int = 0) -> Sizes:
         """Return the run-time numbers, for a grid that starts with this head, counted over the batch."""
@@ -193,20 +194,18 @@ class Problem:
 
     def retiled(self, tiles: Tiles) -> Problem:
         """Return the same problem with other tiles, without working out anything again."""
-        other = replace(self, tiles=tiles)
-        blocks = {"BLOCK_M": tl.constexpr(tiles.block_m), "BLOCK_N": tl.constexpr(tiles.block_n)}
-        other.__dict__.update(
-            _inputs=self._inputs._replace(**blocks), _sizes=self._sizes
-        )  # where cached_property looks
+        inputs = self._inputs._replace(BLOCK_M=_constant(tiles.block_m), BLOCK_N=_constant(tiles.block_n))
+        other = object.__new__(Problem)  # nothing is checked or worked out again
+        other.__dict__.update(self.__dict__, tiles=tiles, _inputs=inputs, _sizes=self._sizes)
         return other
 
     @property
     def query_blocks(self) -> int:
-        return triton.cdiv(self.q.shape[2], self.tiles.block_m)
+        return -(-self.q.shape[2] // self.tiles.block_m)  # triton.cdiv takes ten times as long
 
     @property
     def key_blocks(self) -> int:
-        return triton.cdiv(self.k.shape[2], self.tiles.block_n)
+        return -(-self.k.shape[2] // self.tiles.block_n)
 
     @property
     def heads(self) -> int:
@@ -256,11 +255,40 @@ class Problem:
 
 def _pitches(x: Tensor) -> tuple[int, ...]:
     """Return the strides of batch, head and row; 0 where there is one only and its stride may be anything."""
-    return tuple(stride if size > 1 else 0 for size, stride in zip(x.shape[:3], x.stride()[:3], strict=True))
+    return _own_strides(x.shape, x.stride())
 
 
 def _aligned(*tensors: Tensor) -> tl.constexpr:
-    return tl.constexpr(all(pitch % 8 == 0 for x in tensors for pitch in _pitches(x)))
+    return _multiples_of_8(*map(_pitches, tensors))
+
+
+# What follows depends on numbers alone, and is kept: calls of the same shapes come again and again.
+
+
+@lru_cache(maxsize=1024)
+def _own_strides(shape: torch.Size, strides: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(stride if size > 1 else 0 for size, stride in zip(shape[:3], strides[:3], strict=True))
+
+
+@lru_cache(maxsize=1024)
+def _multiples_of_8(*pitches: tuple[int, ...]) -> tl.constexpr:
+    return tl.constexpr(all(pitch % 8 == 0 for each in pitches for pitch in each))
+
+
+@lru_cache(maxsize=1024)
+def _sealed_sizes(*numbers: float) -> Sizes:
+    *integers, scale = numbers
+    return Sizes(*map(sealed, integers), float(scale))  # 1 is not 1.0 to a kernel, but it is to a cache
+
+
+@lru_cache
+def _block_d(head_dim: int) -> int:
+    return max(16, triton.next_power_of_2(head_dim))
+
+
+@lru_cache(typed=True)  # True is not 1 to a kernel
+def _constant(value: bool | int | float | str) -> tl.constexpr:
+    return tl.constexpr(value)
 
 
 def _threshold(
@@ -339,7 +367,7 @@ def _from_maxima(
     settle = None
     if early:
         count = torch.empty(problem.q.shape[:3], dtype=torch.float32, device=problem.q.device)
-        settle = Settle(count, tl.constexpr(MAX_ITERATIONS), tl.constexpr(torch.finfo(problem.q.dtype).eps))
+        settle = Settle(count, _constant(MAX_ITERATIONS), _constant(torch.finfo(problem.q.dtype).eps))
     floor = _floor(problem)
     lists = _lists(problem, floor) if listed else None
     return _risen(problem, floor, lists, settle, max_iterations), lists, settle

@@ -12,6 +12,7 @@ from torch import Tensor
 from .custom_ops import define, differentiate
 from .inputs import open_sizes
 from .launch import Problem, choose_row_tiles, threshold
+from .launching import launched_by_key
 from .mapping import alpha_slope, load_exponent, weights
 from .scores import load_theta, query_block, threshold_scores
 from .worklists.walk import MIXED, all_tiles
@@ -25,6 +26,7 @@ def _places(x, size, at, tile):
     return rows[:, None] * size.n_k + cols[None, :], (at.rows < size.n_q)[:, None] & (cols < size.n_k)[None, :]
 
 
+@launched_by_key
 @triton.jit
 def _weights_kernel(x, size, theta_in, out):
     """Write the weights of a block of rows."""
@@ -38,6 +40,7 @@ def _weights_kernel(x, size, theta_in, out):
         tl.store(out + offsets, p.to(out.dtype.element_ty), mask=keep)
 
 
+@launched_by_key
 @triton.jit
 def _gradient_kernel(x, size, theta_in, d_out, d_scores, d_alpha):
     """Write dS = U (dP - delta) of a block of rows, delta = sum(U dP) / sum(U); and d_alpha by row unless None."""

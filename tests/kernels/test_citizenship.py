@@ -97,6 +97,25 @@ def test_compiles_whole_with_dynamic_lengths(device, method, backend, case):
                 torch.testing.assert_close(found, expected)
 
 
+def test_the_compiler_does_not_look_into_ops(device):
+    """Where it breaks the graph within a loop it leaves that function uncompiled, but goes on with what it calls."""
+    arguments = op_arguments(*random_qkv(device, 9, heads=2), "columns")
+    leaves = [x.requires_grad_() for x in arguments[:3]]
+
+    def step() -> list[Tensor]:
+        for _ in range(1):
+            torch._dynamo.graph_break()
+            out = forward_op(*arguments)[0]
+            found = [out, *torch.autograd.grad(out, leaves, torch.ones_like(out))]
+        return found
+
+    torch._dynamo.reset()
+    seen: list[Any] = []
+    compiled = torch.compile(step, backend=lambda graph, inputs: seen.append(graph) or graph.forward)
+    assert_same_bits(compiled(), step())
+    assert not any(node.target in (torch.empty, torch.zeros) for graph in seen for node in graph.graph.nodes)
+
+
 @every_method
 @pytest.mark.parametrize("low", [torch.bfloat16, torch.float16])
 def test_autocast(device, method, low):

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from ..inputs import open_sizes
+from ..launching import launched_by_key
 from ..mapping import load_exponent, weights
 from ..scores import largest, load_queries, load_theta, query_block, row_max, threshold_scores
 from ..worklists.walk import all_tiles, next_tile, query_list, run
@@ -40,6 +41,7 @@ def _store_bound(x, size, at, maxima, a, floor_out):
     store_theta(floor_out, size, at, tl.where(empty, float("inf"), floor))
 
 
+@launched_by_key
 @triton.jit
 def bound_kernel(x, size, floor_out, GROUPS: tl.constexpr):
     """Write a lower bound of theta for one block of queries of one head.
@@ -61,6 +63,7 @@ def bound_kernel(x, size, floor_out, GROUPS: tl.constexpr):
     _store_bound(x, size, at, maxima, load_exponent(x, size, at.head), floor_out)
 
 
+@launched_by_key
 @triton.jit(do_not_specialize=["max_iterations"])
 def listed_kernel(x, size, floor_in, theta_out, settle, max_iterations, passes_out=None):
     """Write theta for one block of queries of one head, solved on its list of columns from a lower bound.

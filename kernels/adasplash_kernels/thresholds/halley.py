@@ -5,12 +5,14 @@ from __future__ import annotations
 import triton
 
 from ..inputs import open_sizes
+from ..launching import launched_by_key
 from ..mapping import load_exponent
 from ..scores import load_queries, query_block
 from ..worklists.walk import all_tiles, mask_row
 from .refine import bracket, highest_score, refine, store_passes, store_theta
 
 
+@launched_by_key
 @triton.jit(do_not_specialize=["max_iterations"])
 def halley_kernel(x, size, theta_out, tiles_out, max_iterations, passes_out=None):
     """Write theta for one block of queries of one head, its marks and its passes unless these are None."""

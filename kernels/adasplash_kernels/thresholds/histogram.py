@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from ..inputs import open_sizes
+from ..launching import launched_by_key
 from ..mapping import load_exponent
 from ..scores import load_queries, query_block, threshold_scores
 from ..worklists.walk import MIXED, all_tiles, mask_row
@@ -61,6 +62,7 @@ def _count(x, size, at, q, top, width):
     return counts
 
 
+@launched_by_key
 @triton.jit(do_not_specialize=["max_iterations"])
 def histogram_kernel(x, size, theta_out, tiles_out, max_iterations, passes_out=None):
     """Write theta for one block of queries of one head, its marks and its passes unless these are None."""

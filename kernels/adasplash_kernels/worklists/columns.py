@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 
 from ..inputs import open_sizes
+from ..launching import launched_by_key
 from ..mapping import load_exponent
 from ..scores import load_queries, load_theta, query_block, scores_by_key
 from ..spans import inner_range, key_span, query_span, tile_range
@@ -84,6 +85,7 @@ def _emit(x, size, at, q, walk, tile, edge, spoilt, bits, blocks, words, BLOCK: 
     tl.store(bits + row[None, :] * words + word[:, None], value.to(tl.int16), mask=keep)
 
 
+@launched_by_key
 @triton.jit(do_not_specialize=["blocks", "words"])
 def emit_kernel(x, size, floor_in, bits, blocks, words, BLOCK: tl.constexpr):
     """Mark the keys that any query of a block of BLOCK queries can use, for x.BLOCK_M queries at once.
@@ -136,6 +138,7 @@ def _rows_below(word, limit):
     return (1 << tl.minimum(tl.maximum(limit - word * _WORD, 0), _WORD)) - 1
 
 
+@launched_by_key
 @triton.jit(do_not_specialize=["blocks", "words", "pitch", "densest"])
 def count_kernel(x, size, bits, lists, blocks, words, pitch, densest, KEYS: tl.constexpr):
     """Write the header of one block's list: how many entries; how many of them are below the range that needs no mask
@@ -167,6 +170,7 @@ def count_kernel(x, size, bits, lists, blocks, words, pitch, densest, KEYS: tl.c
     tl.store(header + 2, tl.sum(inner, 0))
 
 
+@launched_by_key
 @triton.jit(do_not_specialize=["blocks", "pitch", "pool"])
 def share_kernel(lists, blocks, pitch, pool, CHUNK: tl.constexpr):
     """Say where each list of a head starts in the pool, or -1 for its count where it does not fit."""
@@ -182,6 +186,7 @@ def share_kernel(lists, blocks, pitch, pool, CHUNK: tl.constexpr):
         taken += tl.sum(wanted, 0)
 
 
+@launched_by_key
 @triton.jit(do_not_specialize=["blocks", "words", "pitch"])
 def compact_kernel(x, size, bits, lists, blocks, words, pitch, KEYS: tl.constexpr):
     """Write the entries of one block's list, ascending, where its header says; arguments as for ``count_kernel``."""

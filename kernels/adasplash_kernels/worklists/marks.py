@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 
 from ..inputs import open_sizes
+from ..launching import launched_by_key
 from .columns import WORD
 from .walk import HEADER, lowest_bit
 
@@ -103,6 +104,7 @@ def mark_queries(x, walk, tile, masks, used, used_step, u):
         tl.store(masks + tile * (2 * x.BLOCK_M) + lane, flat)
 
 
+@launched_by_key
 @triton.jit
 def scatter_kernel(x, size, masks, used, PARTS: tl.constexpr):
     """Set the bits of the queries that use a block of keys, from what was noted along one block's list.
@@ -137,6 +139,6 @@ def scatter_kernel(x, size, masks, used, PARTS: tl.constexpr):
             there = (words != 0) & (entry < count)  # past the end of a list rows of NaN have bits
             key = tl.load(entries + entry, mask=there, other=0)
             place = first + (key // x.BLOCK_N).to(tl.int64) * step + lane // 32
-            query = tl.where(there, bit // half * 8 + lane % 32 // 4 + place.to(tl.int32) % 2 * _WORD, 0)
+            query = tl.where(there, bit // half * 8 + lane % 32 // 4 + (place & 1).to(tl.int32) * _WORD, 0)
             tl.atomic_or(used + place // 2, 1 << query, mask=there, sem="relaxed")
             words = rest

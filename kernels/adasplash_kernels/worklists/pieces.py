@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 
 from ..inputs import open_sizes, opened
+from ..launching import launched_by_key
 from ..scores import key_block, key_block_at, store_rows
 from .walk import Walk, key_list
 
@@ -52,6 +53,7 @@ class Part(NamedTuple):
     slot: Any
 
 
+@launched_by_key
 @triton.jit
 def count_tiles_kernel(x, size, tiles):
     """Write how many tiles the walk of one block of keys has, into (key-value heads of this launch, blocks) int32."""
@@ -80,6 +82,7 @@ def _number(tiles, blocks, length, CHUNK: tl.constexpr):
     return number
 
 
+@launched_by_key
 @triton.jit(do_not_specialize=["blocks", "room"])
 def place_pieces_kernel(first, owner, length_out, blocks, room, LENGTH: tl.constexpr, CHUNK: tl.constexpr):
     """Number the pieces of one head.
@@ -172,6 +175,7 @@ def store_part(x, pieces, slot, acc_k, acc_v):
     tl.store(_place(x, pieces, slot, 1), acc_v)
 
 
+@launched_by_key
 @triton.jit
 def add_pieces_kernel(x, size, pieces, dk, dv):
     """Add up the pieces of one block of keys, in order: the program of its first piece does it."""

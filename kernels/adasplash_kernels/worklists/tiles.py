@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..launching import launched_by_key
 from ..scores import row_max
 
 WORD = 32
@@ -18,7 +19,7 @@ WORD = 32
 
 def words(blocks: int) -> int:
     """Return how many words hold one bit a block."""
-    return triton.cdiv(blocks, WORD)
+    return -(-blocks // WORD)
 
 
 @triton.jit
@@ -42,6 +43,7 @@ def mark_tile(marks, word, raw, scale, edge, tile, last):
     return word
 
 
+@launched_by_key
 @triton.jit(do_not_specialize=["rows", "cols", "row_words", "col_words"])
 def _transpose_kernel(tiles, out, rows, cols, row_words, col_words):
     """Transpose one 32 x 32 square of bits of a (rows, cols) mask."""
