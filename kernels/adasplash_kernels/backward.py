@@ -104,7 +104,6 @@ def grad_query_kernel(x, size, up, out2, dq, d_alpha, masks, used):
         tl.store(d_alpha + base + at.rows, to_alpha, mask=at.rows < size.n_q)
 
 
-@launched_by_key
 @triton.jit
 def _load_once(base, rows, n_rows, other):
     """Load numbers (rows,), each by one thread.
@@ -122,6 +121,7 @@ def _store_key_value(x, size, at, dk, dv, acc_k, acc_v):
     store_rows(x, dv + base, acc_v, at.rows, size.n_k)
 
 
+@launched_by_key
 @triton.jit
 def grad_key_value_kernel(x, size, up, dk, dv, pieces):
     """Write dK and dV for one block of keys of one key-value head, summed over the query heads that share it.

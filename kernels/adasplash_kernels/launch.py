@@ -104,7 +104,7 @@ def choose_column_tiles(head_dim: int, dtype: torch.dtype) -> ColumnTiles:
         return ColumnTiles(small, 32, small, small, small)
     if head_dim <= 64:
         bound, emit = Tiles(256, 64, 8, 3, 128), Tiles(128, 64, 4, 3, 168)
-        return ColumnTiles(bound, 32, emit, Tiles(64, 128, 4, 3), Tiles(128, 64, 8, 3, 128))
+        return ColumnTiles(bound, 32, emit, Tiles(64, 128, 4, 3), Tiles(64, 64, 4, 3))
     if head_dim <= 128:
         bound, emit = Tiles(256, 64, 8, 3, 128), Tiles(128, 64, 4, 3)
         return ColumnTiles(bound, 32, emit, Tiles(64, 128, 4, 3), Tiles(128, 64, 8, 3, 128))
@@ -234,13 +234,14 @@ class Problem:
         return {"num_warps": self.tiles.num_warps, "num_stages": self.tiles.num_stages} | limit
 
     def visit_options(self, lists: str | None) -> dict[str, int]:
-        """Launch options of output and of the gradient of queries; no third stage where keys are gathered.
+        """Launch options of output and of the gradient of queries: a third stage pays along a bit mask of tiles alone.
 
-        The gradient of keys and values gathers queries, and there it pays.
+        The gradient of keys and values has one everywhere.
         """
-        if lists != "columns":
+        two = {"num_stages": min(self.tiles.num_stages, 2)}
+        if lists == "tiles":
             return self.options
-        return self.options | self.listed_options | {"num_stages": min(self.tiles.num_stages, 2)}
+        return self.options | two | (self.listed_options if lists == "columns" else {})
 
     @property
     def listed_options(self) -> dict[str, int]:

@@ -49,7 +49,7 @@ VARIATIONS = [
     *({"CONSTANT": c} for c in (1, 16, 17, 0.5, None, "all", tl.constexpr(16), tl.constexpr("all"))),
     *({"size": SIZES._replace(n_k=n)} for n in (*map(sealed, (5, 16, 2**30, 2**31)), 1, 16, 48)),
     *({"size": SIZES._replace(scale=scale)} for scale in (0.5, 1.0, 0.25)),
-    *({"size": SETTLE._replace(step=x)} for x in (*TENSORS, None)),
+    *({"size": SETTLE._replace(count=x)} for x in (*TENSORS, None)),
     *({"size": SETTLE._replace(PASSES=tl.constexpr(n))} for n in (1, 3, 16, None)),
     *({"size": x} for x in (tuple(SIZES), tuple(SETTLE), (7, 16), (7, (16, 7)), ((7, 16), 7), ())),
     {"last": 7}, {"last": 16}, {"last": None},

@@ -100,7 +100,7 @@ def listed_kernel(x, size, floor_in, theta_out, settle, max_iterations, passes_o
                 total += tl.sum(p, 1)
                 slope += tl.sum(u, 1)
                 if settle is not None:
-                    held += tl.sum((u > 0.0).to(tl.float32), 1)
+                    held += tl.sum(tl.minimum(u * 1e30, 1.0), 1)
         step = newton_step(total, slope, a, x.ALPHA)
         if settle is None:
             again = tl.abs(step) > resolved_step(theta, a, x.ALPHA)
