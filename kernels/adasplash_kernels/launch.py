@@ -30,9 +30,12 @@ from .worklists.walk import EDGES, HEADER, MIXED
 
 DENSEST = 2 / 3  # of the rows a block sees: a guess at where gathering stops paying
 ENTRIES = 2560  # of a list of columns, the most on average over the blocks of a head
+MANY_TILES = 33  # of keys that a query may see, from which the pass that marks keys visits only those that it must
 WORKSPACE = 2**26  # bytes of bits and of lists of queries that exist at once; at least those of one head
 FOLDED = 32  # blocks of keys that a program of the fold takes at once
 INTERPRETED = not isinstance(output_kernel, triton.JITFunction)
+if INTERPRETED:  # tests are of short sequences
+    MANY_TILES = 2
 
 
 @dataclass(frozen=True)
@@ -294,26 +297,45 @@ def histogram(problem: Problem, max_iterations: int = MAX_ITERATIONS) -> tuple[T
     return _threshold(histogram_kernel, problem, True, max_iterations)
 
 
-def _floor(problem: Problem) -> Tensor:
-    """Return a lower bound of theta (B, H, N_q) float32, from group maxima; ``+inf`` where a row sees no key."""
+def _bound(problem: Problem, floor: Tensor, visits: Tensor | None, start: int, count: int) -> None:
+    """Write a lower bound of theta to ``floor`` (B, H, N_q) float32 for ``count`` heads, from group maxima; ``+inf``
+    where a row sees no key. With ``visits``, (heads, blocks, numbers) int32, write the rows of worklists/visits.py."""
     tiles = choose_column_tiles(problem.q.shape[3], problem.q.dtype)
-    floor = torch.empty(problem.q.shape[:3], dtype=torch.float32, device=problem.q.device)
     coarse = problem.retiled(tiles.bound)
-    bound_kernel[coarse.query_grid()](coarse.inputs(), coarse.sizes(), floor, tiles.groups, **coarse.options)
-    return floor
+    inputs, sizes, pitch = coarse.inputs(), coarse.sizes(start), 0 if visits is None else visits.shape[2]
+    block = tiles.emit.block_m
+    bound_kernel[coarse.query_grid(count)](inputs, sizes, floor, visits, pitch, tiles.groups, block, **coarse.options)
+
+
+def _many_tiles(problem: Problem) -> bool:
+    """Tell, by shapes alone, whether queries may see so many tiles of keys that it pays to note which hold any key that
+    passes the bound."""
+    keys = min(problem.k.shape[2], problem.left + problem.right + 1)
+    tiles = choose_column_tiles(problem.q.shape[3], problem.q.dtype).bound
+    return triton.cdiv(keys, tiles.block_n) >= MANY_TILES
 
 
 def _lists(problem: Problem, floor: Tensor) -> Tensor:
-    """Return the lists of columns that a floor leaves, (B * H, numbers) int32; see worklists/columns.py."""
+    """Return lists of columns (B * H, numbers) int32, see worklists/columns.py, and write the floor that they follow
+    from, (B, H, N_q) float32."""
     n_k, block_m = problem.k.shape[2], problem.tiles.block_m
     coarse = problem.retiled(choose_column_tiles(problem.q.shape[3], problem.q.dtype).emit)
-    blocks, words_each = problem.query_blocks, triton.cdiv(n_k, WORD)
+    blocks, words_each, programs = problem.query_blocks, triton.cdiv(n_k, WORD), coarse.query_blocks
+    pitch = HEADER.value + coarse.key_blocks if _many_tiles(problem) else 0
+    stages = 2 * coarse.tiles.num_stages - 1  # as many fetch tiles of keys as elsewhere, and as many their numbers
     # zeros: it is an output of a custom op, which must be a function of its inputs even where nothing reads it
     lists = torch.zeros(problem.heads, column_list_size(blocks, n_k), dtype=torch.int32, device=floor.device)
-    for start, count in problem.head_chunks(2 * blocks * words_each):
-        bits = torch.empty(count, blocks, words_each, dtype=torch.int16, device=floor.device)
-        inputs, sizes = coarse.inputs(), coarse.sizes(start)
-        emit_kernel[coarse.query_grid(count)](inputs, sizes, floor, bits, blocks, words_each, block_m, **coarse.options)
+    for start, count in problem.head_chunks(2 * blocks * words_each + 4 * programs * pitch):
+        shape, visits = (count, blocks, words_each), None
+        if pitch:
+            visits = torch.empty(count, programs, pitch, dtype=torch.int32, device=floor.device)
+        _bound(problem, floor, visits, start, count)
+        # zeros: where no tile is visited no word is written
+        bits = (torch.zeros if pitch else torch.empty)(shape, dtype=torch.int16, device=floor.device)
+        inputs, sizes, grid = coarse.inputs(), coarse.sizes(start), coarse.query_grid(count)
+        emit_kernel[grid](
+            inputs, sizes, floor, bits, blocks, words_each, visits, pitch, block_m, stages, **coarse.options
+        )  # fmt: skip
         _compact(problem, bits, lists[start : start + count], start, keys=False)
     return lists
 
@@ -338,8 +360,12 @@ def _from_maxima(
     if early:
         step = torch.empty(problem.q.shape[:3], dtype=torch.float32, device=problem.q.device)
         settle = Settle(step, tl.constexpr(MAX_ITERATIONS), tl.constexpr(math.sqrt(torch.finfo(problem.q.dtype).eps)))
-    floor = _floor(problem)
-    lists = _lists(problem, floor) if listed else None
+    floor = torch.empty(problem.q.shape[:3], dtype=torch.float32, device=problem.q.device)
+    lists = None
+    if listed:
+        lists = _lists(problem, floor)
+    else:
+        _bound(problem, floor, None, 0, problem.heads)
     return _risen(problem, floor, lists, settle, max_iterations), lists, settle
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..scores import row_max
 
 WORD = 32
+_INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 
 def words(blocks: int) -> int:
@@ -25,6 +26,16 @@ def words(blocks: int) -> int:
 def either(a, b):
     """Combine words of flags in a reduction."""
     return a | b
+
+
+@triton.jit
+def any_sign(numbers, AXIS: tl.constexpr):
+    """Return numbers whose sign bit is set where it is in some int32 along an axis."""
+    if _INTERPRETED:  # it reduces by a function of ours only slowly
+        signs = tl.min(numbers, AXIS)
+    else:
+        signs = tl.reduce(numbers, AXIS, either)
+    return signs
 
 
 @triton.jit
