@@ -33,6 +33,9 @@ ENTRIES = 2560  # of a list of columns, the most on average over the blocks of a
 WORKSPACE = 2**26  # bytes of bits and of lists of queries that exist at once; at least those of one head
 PIECES = 512  # at the most, of all heads: about twice what a GPU works on at once
 INTERPRETED = triton.knobs.runtime.interpret
+MANY_TILES = (
+    2 if INTERPRETED else 33
+)  # of keys that a query may see, from which keys are marked only in tiles that need it
 SCATTERED = 1 if INTERPRETED else 4  # programs that share a list whose marks are scattered
 PIECE = 2 if INTERPRETED else 32  # tiles of a piece that the walk of a block of keys is cut into, at the least
 
@@ -77,6 +80,7 @@ class ColumnTiles:
 
     Attributes:
         bound: of the pass that finds a bound.
+        near: of the same for short sequences, where there are no lists.
         groups: maxima a query that it keeps; its keys are a multiple.
         emit: of the pass that marks keys; its queries are a multiple of a block's.
         solve: of the solve on the lists, of a block's queries.
@@ -84,6 +88,7 @@ class ColumnTiles:
     """
 
     bound: Tiles
+    near: Tiles
     groups: int
     emit: Tiles
     solve: Tiles
@@ -98,18 +103,19 @@ def choose_column_tiles(head_dim: int, dtype: torch.dtype) -> ColumnTiles:
     does with its own; what spills is in the loop that masks (docs/performance.md).
     """
     if INTERPRETED:
-        return ColumnTiles(Tiles(32, 32, 1), 16, Tiles(32, 32, 1), Tiles(16, 32, 1), Tiles(32, 16, 1))
+        return ColumnTiles(Tiles(32, 32, 1), Tiles(32, 32, 1), 16, Tiles(32, 32, 1), Tiles(16, 32, 1), Tiles(32, 16, 1))
     if dtype == torch.float32:
         small = Tiles(32, 32, 8, 1)
-        return ColumnTiles(small, 32, small, small, small)
+        return ColumnTiles(small, small, 32, small, small, small)
     if head_dim <= 64:
         bound, emit = Tiles(256, 64, 8, 3, 128), Tiles(128, 64, 4, 3, 168)
-        return ColumnTiles(bound, 32, emit, Tiles(64, 128, 4, 3), Tiles(64, 64, 4, 3))
+        near = Tiles(128, 64, 4, 3, 128)
+        return ColumnTiles(bound, near, 32, emit, Tiles(64, 128, 4, 3), Tiles(64, 64, 4, 3))
     if head_dim <= 128:
         bound, emit = Tiles(256, 64, 8, 3, 128), Tiles(128, 64, 4, 3)
-        return ColumnTiles(bound, 32, emit, Tiles(64, 128, 4, 3), Tiles(128, 64, 8, 3, 128))
+        return ColumnTiles(bound, bound, 32, emit, Tiles(64, 128, 4, 3), Tiles(128, 64, 8, 3, 128))
     wide = Tiles(128, 64, 8, 2)
-    return ColumnTiles(wide, 32, wide, Tiles(64, 32, 8, 1), wide)
+    return ColumnTiles(wide, wide, 32, wide, Tiles(64, 32, 8, 1), wide)
 
 
 def column_list_size(blocks: int, n: int) -> int:
@@ -325,26 +331,57 @@ def histogram(problem: Problem, max_iterations: int = MAX_ITERATIONS) -> tuple[T
     return _threshold(histogram_kernel, problem, True, max_iterations)
 
 
-def _floor(problem: Problem) -> Tensor:
-    """Return a lower bound of theta (B, H, N_q) float32, from group maxima; ``+inf`` where a row sees no key."""
-    tiles = choose_column_tiles(problem.q.shape[3], problem.q.dtype)
-    floor = torch.empty(problem.q.shape[:3], dtype=torch.float32, device=problem.q.device)
-    coarse = problem.retiled(tiles.bound)
-    bound_kernel[coarse.query_grid()](coarse.inputs(), coarse.sizes(), floor, tiles.groups, **coarse.options)
-    return floor
+def _bound(
+    problem: Problem,
+    tiles: Tiles,
+    floor: Tensor,
+    visits: Tensor | None = None,
+    start: int = 0,
+    heads: int | None = None,
+) -> None:
+    """Write a lower bound of theta, from group maxima, to ``floor`` (B, H, N_q) float32; ``+inf`` where a row sees no
+    key.
+
+    Args:
+        visits: (heads, blocks, numbers) int32, to be written as worklists/visits.py says; or None.
+        start, heads: the first head, counted over the batch, and how many; all by default.
+    """
+    columns, coarse = choose_column_tiles(problem.q.shape[3], problem.q.dtype), problem.retiled(tiles)
+    inputs, sizes, pitch = coarse.inputs(), coarse.sizes(start), 0 if visits is None else visits.shape[2]
+    groups, block = columns.groups, columns.emit.block_m
+    bound_kernel[coarse.query_grid(heads)](inputs, sizes, floor, visits, pitch, groups, block, **coarse.options)
+
+
+def _many_tiles(problem: Problem) -> bool:
+    """Tell, by shapes alone, whether queries may see so many tiles of keys that it pays to note which hold any key that
+    passes the bound."""
+    keys = min(problem.k.shape[2], problem.left + problem.right + 1)
+    tiles = choose_column_tiles(problem.q.shape[3], problem.q.dtype).bound
+    return triton.cdiv(keys, tiles.block_n) >= MANY_TILES
 
 
 def _lists(problem: Problem, floor: Tensor) -> Tensor:
-    """Return the lists of columns that a floor leaves, (B * H, numbers) int32; see worklists/columns.py."""
+    """Return lists of columns (B * H, numbers) int32, see worklists/columns.py, and write the floor that they follow
+    from, (B, H, N_q) float32."""
     n_k, block_m = problem.k.shape[2], problem.tiles.block_m
-    coarse = problem.retiled(choose_column_tiles(problem.q.shape[3], problem.q.dtype).emit)
-    blocks, words_each = problem.query_blocks, triton.cdiv(n_k, WORD)
+    tiles = choose_column_tiles(problem.q.shape[3], problem.q.dtype)
+    coarse = problem.retiled(tiles.emit)
+    blocks, words_each, programs = problem.query_blocks, triton.cdiv(n_k, WORD), coarse.query_blocks
+    pitch = HEADER.value + coarse.key_blocks if _many_tiles(problem) else 0
+    stages = 2 * coarse.tiles.num_stages - 1  # as many fetch tiles of keys as elsewhere, and as many their numbers
     # zeros: it is an output of a custom op, which must be a function of its inputs even where nothing reads it
     lists = torch.zeros(problem.heads, column_list_size(blocks, n_k), dtype=torch.int32, device=floor.device)
-    for start, count in problem.head_chunks(2 * blocks * words_each):
-        bits = torch.empty(count, blocks, words_each, dtype=torch.int16, device=floor.device)
-        inputs, sizes = coarse.inputs(), coarse.sizes(start)
-        emit_kernel[coarse.query_grid(count)](inputs, sizes, floor, bits, blocks, words_each, block_m, **coarse.options)
+    for start, count in problem.head_chunks(2 * blocks * words_each + 4 * programs * pitch):
+        shape, visits = (count, blocks, words_each), None
+        if pitch:
+            visits = torch.empty(count, programs, pitch, dtype=torch.int32, device=floor.device)
+        _bound(problem, tiles.bound, floor, visits, start, count)
+        # zeros: where no tile is visited no word is written
+        bits = (torch.zeros if pitch else torch.empty)(shape, dtype=torch.int16, device=floor.device)
+        inputs, sizes, grid = coarse.inputs(), coarse.sizes(start), coarse.query_grid(count)
+        emit_kernel[grid](
+            inputs, sizes, floor, bits, blocks, words_each, visits, pitch, block_m, stages, **coarse.options
+        )  # fmt: skip
         _compact(problem, bits, lists[start : start + count], start, keys=False)
     return lists
 
@@ -369,8 +406,12 @@ def _from_maxima(
     if early:
         count = torch.empty(problem.q.shape[:3], dtype=torch.float32, device=problem.q.device)
         settle = Settle(count, _constant(MAX_ITERATIONS), _constant(torch.finfo(problem.q.dtype).eps))
-    floor = _floor(problem)
-    lists = _lists(problem, floor) if listed else None
+    floor = torch.empty(problem.q.shape[:3], dtype=torch.float32, device=problem.q.device)
+    lists = None
+    if listed:
+        lists = _lists(problem, floor)
+    else:
+        _bound(problem, choose_column_tiles(problem.q.shape[3], problem.q.dtype).near, floor)
     return _risen(problem, floor, lists, settle, max_iterations), lists, settle
 
 

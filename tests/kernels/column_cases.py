@@ -16,9 +16,8 @@ from torch import Tensor
 
 from adasplash_kernels import launch
 from adasplash_kernels.dispatch import kernel_alpha
-from adasplash_kernels.launch import Problem, choose_column_tiles
+from adasplash_kernels.launch import Problem
 from adasplash_kernels.masks import AttentionMask
-from adasplash_kernels.thresholds.group_maxima import bound_kernel
 from adasplash_kernels.worklists.columns import WORD
 from adasplash_kernels.worklists.walk import HEADER
 
@@ -161,11 +160,9 @@ def setting(case: str, device: str, dtype: torch.dtype = torch.float32, spread: 
 
 
 def bound(problem: Problem) -> Tensor:
-    """Return the bound (B, H, N_q), as ``launch.column_lists`` computes it."""
-    tiles = choose_column_tiles(problem.q.shape[3], problem.q.dtype)
-    coarse = problem.retiled(tiles.bound)
+    """Return the bound (B, H, N_q), as ``launch.columns_without_lists`` computes it."""
     floor = torch.empty(problem.q.shape[:3], device=problem.q.device)
-    bound_kernel[coarse.query_grid()](coarse.inputs(), coarse.sizes(), floor, tiles.groups, **coarse.options)
+    launch._bound(problem, launch.choose_column_tiles(problem.q.shape[3], problem.q.dtype).bound, floor)
     return floor
 
 

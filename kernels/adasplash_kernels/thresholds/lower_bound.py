@@ -9,6 +9,13 @@ from ..mapping import norm_gap, weights
 
 
 @triton.jit
+def lowest_score(theta, a):
+    """Return the score that the support is above at the least, for a threshold or a lower bound of it."""
+    # a few units in the last place lower: products may round differently from one pass to the next
+    return theta - 1.0 / a - 4e-7 * (tl.abs(theta) + 1.0 / a)
+
+
+@triton.jit
 def rise(scores, counts, theta, a, STEPS: tl.constexpr, ALPHA: tl.constexpr):
     """Return a better lower bound of the threshold of each row of scores, from one (rows,).
 

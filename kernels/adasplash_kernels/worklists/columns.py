@@ -3,7 +3,8 @@
 Zeros of entmax are scattered over tiles, but few keys are used by any one block of queries. Rows of K and V are
 contiguous, so tiles gathered from a list of keys feed the tensor cores as dense ones do. A list is made in two steps.
 First one bit a key, 16 keys a word: ``emit_kernel`` sets them in one pass over the scores, from a lower bound of each
-query's threshold. Then ``compact_kernel`` turns bits into row numbers.
+query's threshold; of tiles that hold none of them it skips most (see visits.py). Then ``compact_kernel`` turns bits
+into row numbers.
 
 The gradients of keys and values walk the transpose: for each block of keys, the queries that use any of them. Its bits
 come from the gradient of queries (see marks.py), and are compacted by the same kernel.
@@ -23,8 +24,10 @@ from ..launching import launched_by_key
 from ..mapping import load_exponent
 from ..scores import load_queries, load_theta, query_block, scores_by_key
 from ..spans import inner_range, key_span, query_span, tile_range
-from .tiles import either
-from .walk import HEADER, all_tiles, next_tile, run, set_bits
+from ..thresholds.lower_bound import lowest_score
+from .tiles import any_sign, either
+from .visits import listed_tile, visit_walk
+from .walk import HEADER, INSIDE, all_tiles, next_tile, run, set_bits
 
 WORD = 16  # bits: with the keys of a tile spread over warps as its products leave them, a word stays within a warp
 _WORD = tl.constexpr(WORD)
@@ -33,23 +36,12 @@ _INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 
 @triton.jit
-def _any_sign(numbers, AXIS: tl.constexpr):
-    """Return numbers whose sign bit is set where it is in some int32 along an axis."""
-    if _INTERPRETED:  # it reduces by a function of ours only slowly
-        signs = tl.min(numbers, AXIS)
-    else:
-        signs = tl.reduce(numbers, AXIS, either)
-    return signs
-
-
-@triton.jit
 def _edge(x, size, at, floor_in, a):
     """Return the score that a query's support is above at the least; NaN for a row with NaN."""
     floor = load_theta(floor_in, size, at)
     none = floor == float("inf")
     floor = tl.where(none, 0.0, floor)
-    # a few units in the last place lower: products may round differently here and in the solve
-    return tl.where(none, float("inf"), floor - 1.0 / a - 4e-7 * (tl.abs(floor) + 1.0 / a))
+    return tl.where(none, float("inf"), lowest_score(floor, a))
 
 
 @triton.jit
@@ -66,7 +58,7 @@ def _emit(x, size, at, q, walk, tile, edge, spoilt, bits, blocks, words, BLOCK: 
     count: tl.constexpr = x.BLOCK_M // BLOCK
     short = edge[None, :] - scores_by_key(x, size, at, q, walk, tile, PART) * size.scale
     signs = tl.reshape(short.to(tl.int32, bitcast=True), (x.BLOCK_N, count, BLOCK // 8, 4, 2))
-    signs = _any_sign(_any_sign(signs, 4), 2)
+    signs = any_sign(any_sign(signs, 4), 2)
     flags = ((signs >> 31) & 1) | spoilt[None, :, None]
     flags = flags << (tl.arange(0, x.BLOCK_N) % _WORD)[:, None, None]
     flags = tl.permute(tl.reshape(flags, (x.BLOCK_N // _WORD, _WORD, count, 4)), (0, 2, 1, 3))
@@ -86,23 +78,35 @@ def _emit(x, size, at, q, walk, tile, edge, spoilt, bits, blocks, words, BLOCK: 
 
 
 @launched_by_key
-@triton.jit(do_not_specialize=["blocks", "words"])
-def emit_kernel(x, size, floor_in, bits, blocks, words, BLOCK: tl.constexpr):
+@triton.jit(do_not_specialize=["blocks", "words", "pitch"])
+def emit_kernel(x, size, floor_in, bits, blocks, words, visits, pitch, BLOCK: tl.constexpr, STAGES: tl.constexpr):
     """Mark the keys that any query of a block of BLOCK queries can use, for x.BLOCK_M queries at once.
 
     Args:
         floor_in: (B, H, N_q) float32, lower bounds of theta; ``+inf`` for rows that see no key.
-        bits: (heads of this launch, blocks, words) int16, written where a program sees keys, one bit a key.
+        bits: (heads of this launch, blocks, words) int16, written where a program sees keys, one bit a key; of
+            tiles that it need not visit only if they are zero already.
+        visits: which tiles to visit, a row of ``pitch`` int32 a program (see visits.py); None for all.
         BLOCK: queries of a block; x.BLOCK_M is a multiple.
+        STAGES: of the loop along ``visits``, a load more deep than others.
     """
     size = open_sizes(x, size)
     at = query_block(x, size)
     q = load_queries(x, size, at)
     edge = _edge(x, size, at, floor_in, load_exponent(x, size, at.head))
     spoilt = tl.max(tl.reshape((edge != edge).to(tl.int32), (x.BLOCK_M // BLOCK, BLOCK)), 1)
-    walk = all_tiles(at)
+    if visits is None:
+        walk, listed = all_tiles(at), -1
+    else:
+        visits += (at.head_index - size.first_head) * tl.cdiv(size.n_q, x.BLOCK_M) * pitch + at.index * pitch
+        walk, listed = visit_walk(visits, at, x.BLOCK_N)
     for part in tl.static_range(x.FIRST_PART, x.PARTS_END):
         state, count = run(walk, 0, x.LISTS, part, x.BLOCK_N)
+        if part == INSIDE and visits is not None:
+            for i in tl.range(0, listed, num_stages=STAGES):
+                tile = listed_tile(visits, i)
+                _emit(x, size, at, q, walk, tile, edge, spoilt, bits, blocks, words, BLOCK, part)
+            count = tl.where(listed < 0, count, 0)
         for i in range(count):
             tile, _state = next_tile(walk, 0, state, i, x.LISTS, part, x.BLOCK_N)
             _emit(x, size, at, q, walk, tile, edge, spoilt, bits, blocks, words, BLOCK, part)

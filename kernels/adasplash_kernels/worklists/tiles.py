@@ -15,6 +15,7 @@ from ..launching import launched_by_key
 from ..scores import row_max
 
 WORD = 32
+_INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 
 def words(blocks: int) -> int:
@@ -26,6 +27,16 @@ def words(blocks: int) -> int:
 def either(a, b):
     """Combine words of flags in a reduction."""
     return a | b
+
+
+@triton.jit
+def any_sign(numbers, AXIS: tl.constexpr):
+    """Return numbers whose sign bit is set where it is in some int32 along an axis."""
+    if _INTERPRETED:  # it reduces by a function of ours only slowly
+        signs = tl.min(numbers, AXIS)
+    else:
+        signs = tl.reduce(numbers, AXIS, either)
+    return signs
 
 
 @triton.jit
