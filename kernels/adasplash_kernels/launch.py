@@ -33,9 +33,7 @@ ENTRIES = 2560  # of a list of columns, the most on average over the blocks of a
 WORKSPACE = 2**26  # bytes of bits and of lists of queries that exist at once; at least those of one head
 PIECES = 512  # at the most, of all heads: about twice what a GPU works on at once
 INTERPRETED = triton.knobs.runtime.interpret
-MANY_TILES = (
-    2 if INTERPRETED else 33
-)  # of keys that a query may see, from which keys are marked only in tiles that need it
+LIST_TILES = True  # False to mark keys in all tiles, as a comparison
 SCATTERED = 1 if INTERPRETED else 4  # programs that share a list whose marks are scattered
 PIECE = 2 if INTERPRETED else 32  # tiles of a piece that the walk of a block of keys is cut into, at the least
 
@@ -226,12 +224,12 @@ class Problem:
         """One program for each block of keys of each key-value head that these query heads use."""
         return (self.key_blocks * (heads or self.heads) * self.k.shape[1] // self.q.shape[1],)
 
-    def head_chunks(self, bytes_each: int) -> Iterator[tuple[int, int]]:
-        """Cut the heads into chunks, first and number, that take about WORKSPACE bytes; heads that share keys stay
-        together."""
-        groups = self.q.shape[1] // self.k.shape[1]
+    def head_chunks(self, bytes_each: int, first: int = 0, heads: int | None = None) -> Iterator[tuple[int, int]]:
+        """Cut the heads, or some of them, into chunks, first and number, that take about WORKSPACE bytes; heads that
+        share keys stay together."""
+        groups, end = self.q.shape[1] // self.k.shape[1], self.heads if heads is None else first + heads
         count = max(1, WORKSPACE // max(1, bytes_each * groups)) * groups
-        return ((start, min(count, self.heads - start)) for start in range(0, self.heads, count))
+        return ((start, min(count, end - start)) for start in range(first, end, count))
 
     @property
     def options(self) -> dict[str, int]:
@@ -352,14 +350,6 @@ def _bound(
     bound_kernel[coarse.query_grid(heads)](inputs, sizes, floor, visits, pitch, groups, block, **coarse.options)
 
 
-def _many_tiles(problem: Problem) -> bool:
-    """Tell, by shapes alone, whether queries may see so many tiles of keys that it pays to note which hold any key that
-    passes the bound."""
-    keys = min(problem.k.shape[2], problem.left + problem.right + 1)
-    tiles = choose_column_tiles(problem.q.shape[3], problem.q.dtype).bound
-    return triton.cdiv(keys, tiles.block_n) >= MANY_TILES
-
-
 def _lists(problem: Problem, floor: Tensor) -> Tensor:
     """Return lists of columns (B * H, numbers) int32, see worklists/columns.py, and write the floor that they follow
     from, (B, H, N_q) float32."""
@@ -367,22 +357,25 @@ def _lists(problem: Problem, floor: Tensor) -> Tensor:
     tiles = choose_column_tiles(problem.q.shape[3], problem.q.dtype)
     coarse = problem.retiled(tiles.emit)
     blocks, words_each, programs = problem.query_blocks, triton.cdiv(n_k, WORD), coarse.query_blocks
-    pitch = HEADER.value + coarse.key_blocks if _many_tiles(problem) else 0
+    pitch = HEADER.value + coarse.key_blocks if LIST_TILES else 0
     stages = 2 * coarse.tiles.num_stages - 1  # as many fetch tiles of keys as elsewhere, and as many their numbers
     # zeros: it is an output of a custom op, which must be a function of its inputs even where nothing reads it
     lists = torch.zeros(problem.heads, column_list_size(blocks, n_k), dtype=torch.int32, device=floor.device)
-    for start, count in problem.head_chunks(2 * blocks * words_each + 4 * programs * pitch):
-        shape, visits = (count, blocks, words_each), None
+    for start, count in problem.head_chunks(4 * programs * pitch):
+        visits = None
         if pitch:
             visits = torch.empty(count, programs, pitch, dtype=torch.int32, device=floor.device)
         _bound(problem, tiles.bound, floor, visits, start, count)
-        # zeros: where no tile is visited no word is written
-        bits = (torch.zeros if pitch else torch.empty)(shape, dtype=torch.int16, device=floor.device)
-        inputs, sizes, grid = coarse.inputs(), coarse.sizes(start), coarse.query_grid(count)
-        emit_kernel[grid](
-            inputs, sizes, floor, bits, blocks, words_each, visits, pitch, block_m, stages, **coarse.options
-        )  # fmt: skip
-        _compact(problem, bits, lists[start : start + count], start, keys=False)
+        for first, part in problem.head_chunks(2 * blocks * words_each, start, count):
+            # zeros: where no tile is visited no word is written
+            shape = (part, blocks, words_each)
+            bits = (torch.zeros if pitch else torch.empty)(shape, dtype=torch.int16, device=floor.device)
+            rows = None if visits is None else visits[first - start : first - start + part]
+            inputs, sizes, grid = coarse.inputs(), coarse.sizes(first), coarse.query_grid(part)
+            emit_kernel[grid](
+                inputs, sizes, floor, bits, blocks, words_each, rows, pitch, block_m, stages, **coarse.options
+            )  # fmt: skip
+            _compact(problem, bits, lists[first : first + part], first, keys=False)
     return lists
 
 
@@ -519,24 +512,18 @@ def backward_gradients(
         _compact(problem, used, key_tiles, start, keys=True)
         keyed = problem.inputs(kind, key_tiles=key_tiles)
         pieces = _pieces(problem, keyed, sizes, count)
-        slots = 0 if pieces is None else pieces.owner.numel()
+        slots = pieces.owner.numel()
         grid = (problem.key_grid(count)[0] + slots,)
         grad_key_value_kernel[grid](keyed, sizes, up, dk, dv, pieces, **problem.options)
-        if slots:
-            add_pieces_kernel[(slots,)](keyed, sizes, pieces, dk, dv, num_warps=4)
+        add_pieces_kernel[(slots,)](keyed, sizes, pieces, dk, dv, num_warps=4)
     return dq, dk, dv, d_alpha
 
 
-def _pieces(problem: Problem, keyed: Inputs, sizes: Sizes, heads: int) -> Pieces | None:
-    """Return the pieces that the walks of these query heads' blocks of keys are cut into; see worklists/pieces.py.
-
-    None where walks are short, or so many heads keep the device busy that a long one does no harm.
-    """
+def _pieces(problem: Problem, keyed: Inputs, sizes: Sizes, heads: int) -> Pieces:
+    """Return the pieces that the walks of these query heads' blocks of keys are cut into; see worklists/pieces.py."""
     blocks, device = problem.key_blocks, problem.q.device
-    kv_heads, groups = problem.key_grid(heads)[0] // blocks, problem.q.shape[1] // problem.k.shape[1]
-    room = min(PIECES // kv_heads, 2 * blocks)
-    if room < 2 or groups * problem.query_blocks <= PIECE:
-        return None
+    kv_heads = problem.key_grid(heads)[0] // blocks
+    room = max(1, min(PIECES // kv_heads, 2 * blocks))
     first, owner = (torch.empty(kv_heads, n, dtype=torch.int32, device=device) for n in (blocks, room))
     lengths = torch.empty(kv_heads, dtype=torch.int32, device=device)
     shape = (kv_heads, room, 2, keyed.BLOCK_N.value, keyed.BLOCK_D.value)

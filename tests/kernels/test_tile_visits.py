@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from calls import UNLIMITED, random_qkv
+from calls import random_qkv
 from column_cases import ANY, CASES, Setting, names, setting
 from hard_rows import computed
 from torch import Tensor
@@ -58,10 +58,10 @@ def lists_of(problem: Problem) -> Tensor:
 def check_same_lists(problem: Problem, monkeypatch: pytest.MonkeyPatch, visited: list) -> Tensor:
     """Compare bound and lists with those of a call that visits all tiles; return the rows of visits."""
     visited.clear()
-    monkeypatch.setattr(launch, "MANY_TILES", 2)
     lists = lists_of(problem)
-    monkeypatch.setattr(launch, "MANY_TILES", UNLIMITED)
-    assert torch.equal(lists, lists_of(problem))
+    with monkeypatch.context() as context:
+        context.setattr(launch, "LIST_TILES", False)
+        assert torch.equal(lists, lists_of(problem))
     (floor, visits), (expected, nothing) = visited
     assert nothing is None
     slack = 2e-6 if floor.is_cuda else 0.0  # two kernels, which may round differently
@@ -171,7 +171,6 @@ def test_blocks_with_nan_visit_all_tiles(device, monkeypatch, visited, dtype, pl
     else:
         q[0, 0, 2 * rows + 3, 2] = math.nan
     problem = Problem(q, k, v, torch.full((1,), 2.0, device=device), "2", 0.5)
-    monkeypatch.setattr(launch, "MANY_TILES", 2)
     lists = lists_of(problem)
     visits = visited[0][1]
     spoilt = torch.zeros(2, 4, dtype=torch.bool, device=device)
@@ -189,25 +188,9 @@ def test_heads_in_chunks_have_visits_of_their_own(device, monkeypatch, visited):
     at = longer("causal, more queries", device, torch.float32)
     q, k = at.problem.q, at.problem.k.repeat(2, 1, 1, 1)
     problem = replace(at.problem, q=torch.cat((q, 0.5 * q)), k=k, v=k)
-    monkeypatch.setattr(launch, "MANY_TILES", 2)
     whole = lists_of(problem)
     monkeypatch.setattr(launch, "WORKSPACE", 1)
     assert torch.equal(lists_of(problem), whole)
     (_, visits), *chunks = visited
     assert len(visits) == 4 and [len(x) for _, x in chunks] == [2, 2]
     assert listed(visits) == [x for _, rows in chunks for x in listed(rows)]
-
-
-def test_short_rows_list_no_tiles(device, monkeypatch):
-    """Shapes decide: keys of a row, or of its window."""
-    _, keys = block_tiles(device)
-    monkeypatch.setattr(launch, "MANY_TILES", 33)
-    q = torch.zeros(1, 1, 8, 16)
-    alpha = torch.ones(1)
-
-    def many(n_k: int, left: int = UNLIMITED, right: int = UNLIMITED) -> bool:
-        k = torch.zeros(1, 1, n_k, 16)
-        return launch._many_tiles(Problem(q, k, k, alpha, "1.5", 1.0, left, right))
-
-    assert many(33 * keys) and many(32 * keys + 1) and not many(32 * keys)
-    assert many(95 * keys, 32 * keys, 0) and not many(95 * keys, 32 * keys - 1, 0)
