@@ -18,13 +18,36 @@ if TYPE_CHECKING:
 
 
 def all_keys_at_once(launch: Launch) -> Reads:
-    """Count the pass that finds a bound, and the one that marks keys: a tile of K is loaded once for all queries of a
-    program."""
+    """Count the pass that finds a bound: a tile of K is loaded once for all queries of a program."""
+    keys = _seen_at_once(launch)
+    return Reads(q=len(keys) * launch.n, k=int(keys.sum()))
+
+
+def listed_tiles_at_once(launch: Launch) -> Reads:
+    """Count the pass that marks keys: likewise, but for the tiles of K that the bound's pass has left out."""
+    keys, rows = _seen_at_once(launch), launch.arguments[6]
+    if rows is not None:
+        listed, first, last = rows[..., 0], rows[..., 1], rows[..., 2]
+        keys = keys - torch.where(listed < 0, 0, last - first - listed) * launch.block_n
+    return Reads(q=len(keys) * launch.n, k=int(keys.sum()))
+
+
+def _seen_at_once(launch: Launch) -> Tensor:
+    """Return the keys in the tiles that the blocks of queries of this launch meet, (heads, blocks)."""
     from tasks.kernel_bench.reads.walks import seen_keys
 
     keys = seen_keys(launch, block_m=launch.block_m)
-    heads = launch.programs // len(keys)
-    return Reads(q=heads * launch.n, k=heads * int(keys.sum()))
+    return keys.expand(launch.programs // len(keys), -1)
+
+
+def piece_rows(launch: Launch, owner: Tensor) -> int:
+    """Return how many keys the programs of pieces load; those that are left over load the first block's.
+
+    Args:
+        owner: (key-value heads, room), the block of each piece; -1 for none.
+    """
+    start = owner.clamp_min(0) * launch.block_n
+    return int((launch.n - start).clamp_max(launch.block_n).sum())
 
 
 def listed_rows(lists: Tensor, blocks: int, seen: Tensor) -> Tensor:

@@ -68,9 +68,11 @@ def _visit(launch: Launch) -> Reads:
 
 def _visit_queries(launch: Launch) -> Reads:
     """Gradients of keys and values: a block of keys and values, and a row of Q (and of dO, not counted here) for each
-    query of each head that visits them."""
-    queries = visited_queries(launch)
-    own_rows = len(queries) // launch.groups * launch.n
+    query of each head that visits them. Where long walks may be cut, each piece loads its block of keys again."""
+    pieces = launch.arguments[5]
+    heads = launch.programs // launch.key_blocks if pieces is None else pieces.owner.shape[0]
+    queries = visited_queries(launch, heads * launch.groups)
+    own_rows = heads * launch.n + (0 if pieces is None else columns.piece_rows(launch, pieces.owner))
     return Reads(q=int(queries.sum()), k=own_rows, v=own_rows)
 
 
@@ -83,11 +85,14 @@ READS: dict[str, Callable[[Launch], Reads]] = {
     "halley": _threshold(before=1),  # for the largest score
     "histogram": _threshold(before=2),  # the same, and for the counts
     "bound": columns.all_keys_at_once,
-    "emit": columns.all_keys_at_once,
+    "emit": columns.listed_tiles_at_once,
     "count": _nothing,
     "share": _nothing,
     "compact": _nothing,
-    "fold": _nothing,
+    "scatter": _nothing,
+    "count_tiles": _nothing,
+    "place_pieces": _nothing,
+    "add_pieces": _nothing,
     "listed": _threshold(before=0),
     "output": _visit,
     "grad_query": _visit,

@@ -40,9 +40,8 @@ def visited_keys(launch: Launch) -> Tensor:
     return columns.listed_rows(launch.x.query_tiles[own], launch.query_blocks, seen)
 
 
-def visited_queries(launch: Launch) -> Tensor:
+def visited_queries(launch: Launch, heads: int) -> Tensor:
     """Return the queries that each block of keys of this launch visits, by query head; lists start with the first."""
-    heads = launch.programs // launch.key_blocks * launch.groups
     seen = seen_queries(launch).expand(heads, -1)
     kind = launch.x.LISTS.value
     if kind == "all":
