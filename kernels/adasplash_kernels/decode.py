@@ -17,11 +17,12 @@ import triton.language as tl
 from torch import Tensor
 
 from .inputs import open_sizes
-from .launch import INTERPRETED, Problem, choose_row_tiles, threshold
+from .launch import Problem, threshold
 from .launching import launched_by_key
 from .mapping import load_exponent, weights
 from .scores import dot, load_keys, load_slope, load_values, raw_scores
 from .spans import query_span
+from .tile_sizes import INTERPRETED, choose_row_tiles
 
 MAX_QUERIES = 16
 _MAX_ROWS = 64  # queries times the heads that share keys: they are one tile

@@ -9,8 +9,8 @@ from .arguments import KERNEL_DTYPES
 from .thresholds import THRESHOLDS
 
 # What "auto" takes on CUDA: the keys a query sees from which lists of columns pay, by the largest head dim this is for.
-# From a few timings on an H200 (docs/performance.md), above d = 128 a guess, as is what is taken below; nothing is
-# tuned or timed at run time.
+# From timings of N(0, 1) inputs at d = 64 on one H200 (docs/performance.md); above d = 64 a guess. Nothing is tuned or
+# timed at run time.
 COLUMNS_FROM = ((128, 4096), (256, 8192))
 COLUMNS_QUERIES = 64  # with fewer queries the large blocks of the bound stay empty
 
@@ -59,7 +59,7 @@ def choose_method(method: str, x: Tensor, name: str, kernel: str = "adasplash2")
 def kernels_interpreted() -> bool:
     """Tell whether Triton runs kernels on the CPU; False where Triton is not installed."""
     try:
-        from .launch import INTERPRETED
+        from .tile_sizes import INTERPRETED
     except ModuleNotFoundError:
         return False
     return INTERPRETED

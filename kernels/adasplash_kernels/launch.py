@@ -1,10 +1,10 @@
-"""Launching the kernels: tile sizes, pitches and grids. Nothing here knows about autograd."""
+"""Launching the kernels: pitches, grids and work lists. Nothing here knows about autograd."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from .backward import Upstream, grad_key_value_kernel, grad_query_kernel
 from .forward import output_kernel
 from .inputs import UNLIMITED, Inputs, Sizes, sealed
+from .kept import block_d, constant, multiples_of_8, own_strides, sealed_sizes
 from .spans import packed_spans
 from .thresholds import THRESHOLDS, register
 from .thresholds.group_maxima import bound_kernel, listed_kernel
@@ -22,6 +23,7 @@ from .thresholds.halley import halley_kernel
 from .thresholds.histogram import histogram_kernel
 from .thresholds.refine import MAX_ITERATIONS
 from .thresholds.settle import Settle
+from .tile_sizes import INTERPRETED, Tiles, choose_column_tiles, choose_tiles
 from .worklists.columns import WORD, compact_kernel, count_kernel, emit_kernel, share_kernel
 from .worklists.marks import list_tiles, scatter_kernel
 from .worklists.pieces import Pieces, add_pieces_kernel, count_tiles_kernel, place_pieces_kernel
@@ -32,88 +34,9 @@ DENSEST = 2 / 3  # of the rows a block sees: a guess at where gathering stops pa
 ENTRIES = 2560  # of a list of columns, the most on average over the blocks of a head
 WORKSPACE = 2**26  # bytes of bits and of lists of queries that exist at once; at least those of one head
 PIECES = 512  # at the most, of all heads: about twice what a GPU works on at once
-INTERPRETED = triton.knobs.runtime.interpret
 LIST_TILES = True  # False to mark keys in all tiles, as a comparison
 SCATTERED = 1 if INTERPRETED else 4  # programs that share a list whose marks are scattered
 PIECE = 2 if INTERPRETED else 32  # tiles of a piece that the walk of a block of keys is cut into, at the least
-
-
-@dataclass(frozen=True)
-class Tiles:
-    """Queries and keys a program works on at once, the warps that do it, and the most registers a thread may take."""
-
-    block_m: int
-    block_n: int
-    num_warps: int
-    num_stages: int = 2
-    registers: int | None = None
-
-
-def choose_tiles(head_dim: int, dtype: torch.dtype) -> Tiles:
-    """Pick tiles by head dim and dtype alone: a new length never compiles or tunes anything."""
-    if INTERPRETED:  # small tiles make short test sequences cross tile borders
-        return Tiles(16, 16, 1)
-    if dtype == torch.float32:  # exact float32 products run on the plain cores; more of them a thread would spill
-        return Tiles(32, 32, 8, 1)
-    if head_dim <= 64:
-        return Tiles(64, 64, 4, 3)
-    if head_dim <= 128:
-        return Tiles(64, 64, 4)
-    return Tiles(64, 32, 8, 1)
-
-
-def choose_row_tiles(n: int, alpha_by_row: bool = True) -> Tiles:
-    """Pick tiles for thresholds of rows of ``n`` stored scores: wide, with several rows only if alpha is theirs all."""
-    if INTERPRETED:
-        return Tiles(1 if alpha_by_row else 4, 32, 1)
-    # 15 counts times 4096 lanes is the most that the histogram's 16-bit sums hold
-    width = min(4096, max(32, triton.next_power_of_2(n)))
-    rows = 1 if alpha_by_row else max(1, min(32, 2048 // width))
-    return Tiles(rows, width, max(1, min(8, rows * width // 512)))
-
-
-@dataclass(frozen=True)
-class ColumnTiles:
-    """Tiles of the passes over all scores that lists of columns start with.
-
-    Attributes:
-        bound: of the pass that finds a bound.
-        near: of the same for short sequences, where there are no lists.
-        groups: maxima a query that it keeps; its keys are a multiple.
-        emit: of the pass that marks keys; its queries are a multiple of a block's.
-        solve: of the solve on the lists, of a block's queries.
-        scan: of the solve on all keys, where there are no lists.
-    """
-
-    bound: Tiles
-    near: Tiles
-    groups: int
-    emit: Tiles
-    solve: Tiles
-    scan: Tiles
-
-
-@lru_cache
-def choose_column_tiles(head_dim: int, dtype: torch.dtype) -> ColumnTiles:
-    """Pick tiles by head dim and dtype alone; many queries a tile, since what these passes wait for is K.
-
-    Where registers are capped, two or three programs share a multiprocessor, and one's products hide what another
-    does with its own; what spills is in the loop that masks (docs/performance.md).
-    """
-    if INTERPRETED:
-        return ColumnTiles(Tiles(32, 32, 1), Tiles(32, 32, 1), 16, Tiles(32, 32, 1), Tiles(16, 32, 1), Tiles(32, 16, 1))
-    if dtype == torch.float32:
-        small = Tiles(32, 32, 8, 1)
-        return ColumnTiles(small, small, 32, small, small, small)
-    if head_dim <= 64:
-        bound, emit = Tiles(256, 64, 8, 3, 128), Tiles(128, 64, 4, 3, 168)
-        near = Tiles(128, 64, 4, 3, 128)
-        return ColumnTiles(bound, near, 32, emit, Tiles(64, 128, 4, 3), Tiles(64, 64, 4, 3))
-    if head_dim <= 128:
-        bound, emit = Tiles(256, 64, 8, 3, 128), Tiles(128, 64, 4, 3)
-        return ColumnTiles(bound, bound, 32, emit, Tiles(64, 128, 4, 3), Tiles(128, 64, 8, 3, 128))
-    wide = Tiles(128, 64, 8, 2)
-    return ColumnTiles(wide, wide, 32, wide, Tiles(64, 32, 8, 1), wide)
 
 
 def column_list_size(blocks: int, n: int) -> int:
@@ -163,11 +86,11 @@ class Problem:
         spans = (None, None)
         if self.cu_seqlens_q is not None:
             spans = packed_spans(self.cu_seqlens_q, self.cu_seqlens_k, q.shape[2], k.shape[2], self.left, self.right)
-        block_d = _block_d(q.shape[3])
+        padded = block_d(q.shape[3])
         return Inputs(
             q, k, v, self.scores, self.alpha, slopes, self.key_starts, self.key_lengths, *spans, None, None, q.shape[3],
-            _constant("all"), EDGES, MIXED, _constant(self.alpha_kind), _constant(q.shape[3] == block_d),
-            _aligned(q, k, v), _constant(block_d), _constant(tiles.block_m), _constant(tiles.block_n),
+            constant("all"), EDGES, MIXED, constant(self.alpha_kind), constant(q.shape[3] == padded),
+            _aligned(q, k, v), constant(padded), constant(tiles.block_m), constant(tiles.block_n),
         )  # fmt: skip
 
     def inputs(
@@ -177,15 +100,15 @@ class Problem:
         if lists is None:
             return self._inputs
         return self._inputs._replace(
-            query_tiles=query_tiles, key_tiles=key_tiles, LISTS=_constant(lists), FIRST_PART=MIXED,
-            PARTS_END=_constant(MIXED.value + 1),
+            query_tiles=query_tiles, key_tiles=key_tiles, LISTS=constant(lists), FIRST_PART=MIXED,
+            PARTS_END=constant(MIXED.value + 1),
         )  # fmt: skip
 
     @cached_property
     def _sizes(self) -> Sizes:
         q, k, v, slopes = self.q, self.k, self.v, self.alibi_slopes
         (_, heads, n_q, _), (_, kv_heads, n_k, _) = q.shape, k.shape
-        return _sealed_sizes(
+        return sealed_sizes(
             heads, heads // kv_heads, n_q, n_k, min(self.left, UNLIMITED), min(self.right, UNLIMITED),
             slopes.stride(0) if slopes is not None and slopes.ndim == 2 else 0, 1 if self.alpha.numel() > 1 else 0,
             *_pitches(q), *_pitches(k), *_pitches(v),
@@ -198,7 +121,7 @@ class Problem:
 
     def retiled(self, tiles: Tiles) -> Problem:
         """Return the same problem with other tiles, without working out anything again."""
-        inputs = self._inputs._replace(BLOCK_M=_constant(tiles.block_m), BLOCK_N=_constant(tiles.block_n))
+        inputs = self._inputs._replace(BLOCK_M=constant(tiles.block_m), BLOCK_N=constant(tiles.block_n))
         other = object.__new__(Problem)  # nothing is checked or worked out again
         other.__dict__.update(self.__dict__, tiles=tiles, _inputs=inputs, _sizes=self._sizes)
         return other
@@ -242,10 +165,10 @@ class Problem:
 
         The gradient of keys and values has one everywhere.
         """
-        two = {"num_stages": min(self.tiles.num_stages, 2)}
         if lists == "tiles":
             return self.options
-        return self.options | two | (self.listed_options if lists == "columns" else {})
+        more = self.listed_options if lists == "columns" else {}
+        return self.options | more | {"num_stages": min(self.tiles.num_stages, 2)}
 
     @property
     def listed_options(self) -> dict[str, int]:
@@ -260,40 +183,11 @@ class Problem:
 
 def _pitches(x: Tensor) -> tuple[int, ...]:
     """Return the strides of batch, head and row; 0 where there is one only and its stride may be anything."""
-    return _own_strides(x.shape, x.stride())
+    return own_strides(x.shape, x.stride())
 
 
 def _aligned(*tensors: Tensor) -> tl.constexpr:
-    return _multiples_of_8(*map(_pitches, tensors))
-
-
-# What follows depends on numbers alone, and is kept: calls of the same shapes come again and again.
-
-
-@lru_cache(maxsize=1024)
-def _own_strides(shape: torch.Size, strides: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(stride if size > 1 else 0 for size, stride in zip(shape[:3], strides[:3], strict=True))
-
-
-@lru_cache(maxsize=1024)
-def _multiples_of_8(*pitches: tuple[int, ...]) -> tl.constexpr:
-    return tl.constexpr(all(pitch % 8 == 0 for each in pitches for pitch in each))
-
-
-@lru_cache(maxsize=1024)
-def _sealed_sizes(*numbers: float) -> Sizes:
-    *integers, scale = numbers
-    return Sizes(*map(sealed, integers), float(scale))  # 1 is not 1.0 to a kernel, but it is to a cache
-
-
-@lru_cache
-def _block_d(head_dim: int) -> int:
-    return max(16, triton.next_power_of_2(head_dim))
-
-
-@lru_cache(typed=True)  # True is not 1 to a kernel
-def _constant(value: bool | int | float | str) -> tl.constexpr:
-    return tl.constexpr(value)
+    return multiples_of_8(*map(_pitches, tensors))
 
 
 def _threshold(
@@ -398,7 +292,7 @@ def _from_maxima(
     settle = None
     if early:
         count = torch.empty(problem.q.shape[:3], dtype=torch.float32, device=problem.q.device)
-        settle = Settle(count, _constant(MAX_ITERATIONS), _constant(torch.finfo(problem.q.dtype).eps))
+        settle = Settle(count, constant(MAX_ITERATIONS), constant(torch.finfo(problem.q.dtype).eps))
     floor = torch.empty(problem.q.shape[:3], dtype=torch.float32, device=problem.q.device)
     lists = None
     if listed:

@@ -19,7 +19,7 @@ from torch import Tensor
 from tasks.kernel_bench.solver_math import curvature, last_step, norm_gap, weights
 
 KERNEL_BINS = 8  # of the histogram, as thresholds/histogram.py has them
-GROUPS = 32  # of the columns' maxima, as launch.choose_column_tiles has them on a GPU
+GROUPS = 32  # of the columns' maxima, as tile_sizes.choose_column_tiles has them on a GPU
 _RANGE = 14.0  # the histogram's, in scores
 _RISE_HISTOGRAM, _RISE_MAXIMA = 8, 4  # Newton steps on the bins, and on the group maxima
 _TINY = 1e-30

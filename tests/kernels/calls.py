@@ -29,7 +29,7 @@ def stretch(device: Device, factor: int = 9) -> int:
 
 def tile_size(head_dim: int, dtype: torch.dtype) -> tuple[int, int]:
     """Return the queries and keys of one tile of the kernels."""
-    from adasplash_kernels.launch import choose_tiles
+    from adasplash_kernels.tile_sizes import choose_tiles
 
     tiles = choose_tiles(head_dim, torch.float32 if dtype == torch.float64 else dtype)
     return tiles.block_m, tiles.block_n

@@ -8,9 +8,10 @@ import torch
 from oracle import LOWEST_ALPHA
 from torch import Tensor
 
-from adasplash_kernels.launch import Problem, Tiles
+from adasplash_kernels.launch import Problem
 from adasplash_kernels.reference import entmax_reference
 from adasplash_kernels.thresholds import THRESHOLDS
+from adasplash_kernels.tile_sizes import Tiles
 
 FLOAT32 = 2**-23
 GENERAL = "any"  # the kind of closed form that reads alpha

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from triton.runtime.interpreter import InterpreterBuilder
 
-from adasplash_kernels.launch import INTERPRETED
+from adasplash_kernels.tile_sizes import INTERPRETED
 
 
 @pytest.fixture

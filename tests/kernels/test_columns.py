@@ -43,8 +43,9 @@ from oracle import gradients
 from torch import Tensor
 
 from adasplash_kernels import launch
-from adasplash_kernels.launch import Problem, choose_column_tiles
+from adasplash_kernels.launch import Problem
 from adasplash_kernels.thresholds.lower_bound import rise
+from adasplash_kernels.tile_sizes import choose_column_tiles
 from adasplash_kernels.worklists.columns import WORD, share_kernel
 from adasplash_kernels.worklists.walk import HEADER
 

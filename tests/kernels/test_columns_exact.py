@@ -31,8 +31,9 @@ from rowwise_oracle import random_scores
 from torch import Tensor
 
 from adasplash_kernels import entmax, launch
-from adasplash_kernels.launch import Problem, choose_column_tiles
+from adasplash_kernels.launch import Problem
 from adasplash_kernels.ops import backward_op, forward_op
+from adasplash_kernels.tile_sizes import choose_column_tiles
 from adasplash_kernels.worklists.columns import WORD
 
 pytestmark = pytest.mark.usefixtures("garbage")

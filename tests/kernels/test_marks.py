@@ -11,8 +11,9 @@ from hard_rows import ALPHAS, GENERAL, both_alphas, computed, hard_rows, resolut
 from maximum import maximum_drops_nan  # noqa: F401
 from torch import Tensor
 
-from adasplash_kernels.launch import Problem, Tiles, choose_tiles
+from adasplash_kernels.launch import Problem
 from adasplash_kernels.thresholds import THRESHOLDS
+from adasplash_kernels.tile_sizes import Tiles, choose_tiles
 
 by_method = pytest.mark.parametrize("method", [m for m in KERNELS if THRESHOLDS[m].lists == "tiles"])
 

@@ -20,9 +20,10 @@ from torch import Tensor
 
 from adasplash_kernels import forward as forward_module
 from adasplash_kernels import launch
-from adasplash_kernels.launch import INTERPRETED, Problem, column_lists
+from adasplash_kernels.launch import Problem, column_lists
 from adasplash_kernels.thresholds import THRESHOLDS, group_maxima
 from adasplash_kernels.thresholds.settle import Settle
+from adasplash_kernels.tile_sizes import INTERPRETED
 
 pytestmark = pytest.mark.usefixtures("garbage")
 by_dtype = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

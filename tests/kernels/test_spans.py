@@ -13,9 +13,10 @@ import triton.language as tl
 from torch import Tensor
 
 from adasplash_kernels.inputs import UNLIMITED, open_sizes
-from adasplash_kernels.launch import Problem, Tiles
+from adasplash_kernels.launch import Problem
 from adasplash_kernels.masks import AttentionMask
 from adasplash_kernels.spans import inner_range, key_span, packed_spans, query_span, tile_range
+from adasplash_kernels.tile_sizes import Tiles
 
 BLOCK = 8  # rows of a program, and keys or queries of a tile of the other side
 LENGTHS = [(1, 1), (5, 21), (21, 5), (16, 16), (19, 24)]

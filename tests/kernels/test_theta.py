@@ -27,15 +27,15 @@ from hard_rows import (
 from maximum import maximum_drops_nan  # noqa: F401
 from torch import Tensor
 
-from adasplash_kernels import launch
+from adasplash_kernels import tile_sizes
 from adasplash_kernels.inputs import open_sizes
-from adasplash_kernels.launch import Tiles, choose_row_tiles
 from adasplash_kernels.mapping import load_exponent
 from adasplash_kernels.scores import query_block
 from adasplash_kernels.thresholds import THRESHOLDS, register
 from adasplash_kernels.thresholds.histogram import _BINS, _NEWTON_STEPS, _RANGE, _count
 from adasplash_kernels.thresholds.lower_bound import rise
 from adasplash_kernels.thresholds.refine import MAX_ITERATIONS, bracket, highest_score
+from adasplash_kernels.tile_sizes import Tiles, choose_row_tiles
 
 by_method = pytest.mark.parametrize("method", KERNELS)
 by_alpha = pytest.mark.parametrize(("alpha", "kind"), ALPHAS)
@@ -212,7 +212,7 @@ def test_every_score_near_the_top_is_counted(device, tiles, equal):
 
 def test_the_widest_row_tiles_do_not_overflow_the_sums(device, monkeypatch):
     """Fifteen tiles and one of the widest that rows get on a GPU, with all scores in a bin of either half of a word."""
-    monkeypatch.setattr(launch, "INTERPRETED", False)
+    monkeypatch.setattr(tile_sizes, "INTERPRETED", False)
     width = choose_row_tiles(10**9).block_n
     alpha, tiles = torch.full((1,), 1.3, device=device), Tiles(1, width, 8)
     for bin_of_most in (0, 6):

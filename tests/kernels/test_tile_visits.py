@@ -13,7 +13,8 @@ from hard_rows import computed
 from torch import Tensor
 
 from adasplash_kernels import launch
-from adasplash_kernels.launch import Problem, Tiles, choose_column_tiles
+from adasplash_kernels.launch import Problem
+from adasplash_kernels.tile_sizes import ColumnTiles, Tiles, choose_column_tiles
 from adasplash_kernels.worklists.walk import HEADER
 
 pytestmark = pytest.mark.usefixtures("garbage")
@@ -37,7 +38,7 @@ def visited(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Tensor | None
 def half_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the bound take two blocks at once, as it does on a GPU."""
 
-    def halved(head_dim: int, dtype: torch.dtype) -> launch.ColumnTiles:
+    def halved(head_dim: int, dtype: torch.dtype) -> ColumnTiles:
         tiles = choose_column_tiles(head_dim, dtype)
         return replace(tiles, emit=Tiles(16, 32, 1)) if launch.INTERPRETED else tiles
 
