@@ -163,7 +163,7 @@ class Problem:
     def visit_options(self, lists: str | None) -> dict[str, int]:
         """Launch options of output and of the gradient of queries: a third stage pays along a bit mask of tiles alone.
 
-        The gradient of keys and values has one everywhere.
+        The gradient of keys and values has them too, but along lists of columns, where a third stage pays for it.
         """
         if lists == "tiles":
             return self.options
