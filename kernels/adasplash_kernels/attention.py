@@ -108,7 +108,7 @@ def _run_kernels(
     if q.numel() == 0:
         return q * 1.0
     reach = UNLIMITED if mask.window is None else mask.window - 1
-    need_backward = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v, alpha))
+    need_backward = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, alpha))
     return forward_op(
         q, k, v, alpha, mask.alibi_slopes, mask.key_starts, mask.key_lengths, mask.cu_seqlens_q, mask.cu_seqlens_k,
         kind, scale, reach, 0 if mask.causal else reach, method, need_backward,

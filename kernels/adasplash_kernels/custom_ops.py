@@ -6,14 +6,20 @@ kernels take: on default values of arguments, and on comparing results with argu
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .eager import TWICE
 
 _LIBRARY = torch.library.Library("adasplash_kernels", "FRAGMENT")
+_FUNCTIONS: dict[Any, Callable] = {}
+_BACKENDS = tuple(
+    torch._C.DispatchKeySet(key).raw_repr() for key in (torch._C.DispatchKey.CPU, torch._C.DispatchKey.CUDA)
+)
 
 
 def define(function: Callable, fake: Callable) -> Any:
@@ -26,10 +32,26 @@ def define(function: Callable, fake: Callable) -> Any:
     """
     name = function.__name__
     schema = torch.library.infer_schema(function, mutates_args=())
+    function = on_its_device(function)
     _LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
     _LIBRARY.impl(name, torch._disable_dynamo(function), "CompositeExplicitAutograd")
     torch.library.register_fake(f"{_LIBRARY.ns}::{name}", fake, lib=_LIBRARY)
-    return getattr(getattr(torch.ops, _LIBRARY.ns), name).default
+    op = getattr(getattr(torch.ops, _LIBRARY.ns), name).default
+    _FUNCTIONS[op] = function
+    return op
+
+
+def on_its_device(function: Callable) -> Callable:
+    """Let a function run with the GPU of its first argument as the current one, which is where Triton launches."""
+
+    @functools.wraps(function)
+    def run(first: Tensor, *others: Any) -> Any:
+        if first.device.type != "cuda" or first.device.index == torch.cuda.current_device():
+            return function(first, *others)
+        with torch.cuda.device(first.device):
+            return function(first, *others)
+
+    return run
 
 
 def differentiate(op: Any, backward_op: Any, backward: Callable, save: Callable) -> None:
@@ -50,9 +72,14 @@ def _refuse(ctx: Any, *gradients: Any) -> None:
 
 
 def _differentiate(op: Any, backward: Callable, save: Callable) -> None:
+    function = _FUNCTIONS[op]
+
     def compute(keys: torch._C.DispatchKeySet, arguments: tuple) -> Any:
+        rest = keys & torch._C._after_autograd_keyset
         with torch._C._AutoDispatchBelowAutograd():
-            return op.redispatch(keys & torch._C._after_autograd_keyset, *arguments)
+            if rest.raw_repr() in _BACKENDS:  # then the dispatcher would call just this, after a while
+                return function(*arguments)
+            return op.redispatch(rest, *arguments)
 
     class Differentiable(torch.autograd.Function):
         @staticmethod

@@ -119,7 +119,8 @@ def _output_kernel(x, size, scores, theta_in, parts, n_pieces, tiles_each, ROWS:
 
 
 def decode(problem: Problem, method: str) -> tuple[Tensor, Tensor]:
-    """Return O (B, H, N_q, D) in q's dtype and theta (B, H, N_q) float32."""
+    """Return O in parts, one for each piece of the keys, (pieces, B, H, N_q, D) float32, and theta (B, H, N_q)
+    float32."""
     q, k = problem.q, problem.k
     (batch, heads, n_q, head_dim), (_, kv_heads, n_k, _) = q.shape, k.shape
     inputs, sizes = problem.inputs(), problem.sizes()
@@ -133,4 +134,4 @@ def decode(problem: Problem, method: str) -> tuple[Tensor, Tensor]:
     parts = torch.empty(n_pieces, batch, heads, n_q, head_dim, dtype=torch.float32, device=q.device)
     grid = (batch * kv_heads * n_pieces,)
     _output_kernel[grid](inputs, sizes, scores, theta, parts, n_pieces, tiles_each, rows, _KEYS, num_warps=4)
-    return parts.sum(0).to(q.dtype), theta
+    return parts, theta

@@ -65,12 +65,9 @@ def kernels_interpreted() -> bool:
     return INTERPRETED
 
 
-def kernel_alpha(alpha: float | Tensor, device: torch.device) -> tuple[Tensor, str]:
-    """Return alpha as the (1,) or (n,) float32 tensor kernels read, and which of their closed forms applies."""
-    kinds = {1.0: "1", 1.5: "1.5", 2.0: "2"}
-    kind = "any" if isinstance(alpha, Tensor) else kinds.get(alpha, "any")
+def kernel_alpha(alpha: float | Tensor, device: torch.device) -> tuple[Tensor | None, str]:
+    """Return alpha as the (1,) or (n,) float32 tensor kernels read, and "any"; or None and the closed form they use."""
     if isinstance(alpha, Tensor):
-        alpha = alpha.to(device=device, dtype=torch.float32).reshape(-1).contiguous()
-    else:
-        alpha = torch.full((1,), alpha, dtype=torch.float32, device=device)
-    return alpha, kind
+        return alpha.to(device=device, dtype=torch.float32).reshape(-1).contiguous(), "any"
+    kind = {1.0: "1", 1.5: "1.5", 2.0: "2"}.get(alpha)
+    return (torch.full((1,), alpha, dtype=torch.float32, device=device), "any") if kind is None else (None, kind)

@@ -16,7 +16,7 @@ class Inputs(NamedTuple):
     Attributes:
         q, k, v: (B, H, N_q, D), (B, H_kv, N_k, D), (B, H_kv, N_k, D), the last dimension contiguous.
         scores: (B, H, N_q, N_k) scores before ``scale``, masked with ``-inf``, instead of q and k; or None.
-        alpha: (1,) or (H,) float32, read where ALPHA is "any".
+        alpha: (1,) or (H,) float32, read where ALPHA is "any"; may be None elsewhere.
         slopes: ALiBi slopes (H,) or (B, H) float32, or None.
         starts, lengths: (B,) integers, the range of keys that are not padding, or None.
         query_spans, key_spans: (3, N_q) and (3, N_k) int32 of packed sequences (see spans.py), or None.

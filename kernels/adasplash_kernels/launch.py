@@ -39,6 +39,11 @@ SCATTERED = 1 if INTERPRETED else 4  # programs that share a list whose marks ar
 PIECE = 2 if INTERPRETED else 32  # tiles of a piece that the walk of a block of keys is cut into, at the least
 
 
+def settings() -> tuple:
+    """Return the numbers above: what is launched follows from them and from a call's arguments."""
+    return DENSEST, ENTRIES, WORKSPACE, PIECES, LIST_TILES, SCATTERED, PIECE
+
+
 def column_list_size(blocks: int, n: int) -> int:
     """Return how many numbers a head's lists of columns take: ``blocks`` headers, and the pool, among ``n`` rows."""
     return blocks * (HEADER.value + torch.sym_min(ENTRIES, n))
@@ -50,7 +55,8 @@ class Problem:
 
     Attributes:
         q, k, v: (B, H, N_q, D), (B, H_kv, N_k, D) twice, the last dimension contiguous.
-        alpha: (1,) or (H,) float32; ``alpha_kind`` is "1", "1.5", "2", or "any" to read it.
+        alpha: (1,) or (H,) float32, which is read where ``alpha_kind`` is "any"; else that is "1", "1.5" or "2", and
+            alpha may be None.
         scale: factor on q.k.
         left, right: keys a query sees before and after its own position, ``UNLIMITED`` or more for all.
         alibi_slopes: (H,) or (B, H) float32.
@@ -63,7 +69,7 @@ class Problem:
     q: Tensor
     k: Tensor
     v: Tensor
-    alpha: Tensor
+    alpha: Tensor | None
     alpha_kind: str
     scale: float
     left: int = UNLIMITED
@@ -110,7 +116,8 @@ class Problem:
         (_, heads, n_q, _), (_, kv_heads, n_k, _) = q.shape, k.shape
         return sealed_sizes(
             heads, heads // kv_heads, n_q, n_k, min(self.left, UNLIMITED), min(self.right, UNLIMITED),
-            slopes.stride(0) if slopes is not None and slopes.ndim == 2 else 0, 1 if self.alpha.numel() > 1 else 0,
+            slopes.stride(0) if slopes is not None and slopes.ndim == 2 else 0, 
+            1 if self.alpha is not None and self.alpha.numel() > 1 else 0,
             *_pitches(q), *_pitches(k), *_pitches(v),
             column_list_size(self.query_blocks, n_k), column_list_size(self.key_blocks, n_q), 0, float(self.scale),
         )  # fmt: skip
@@ -205,19 +212,19 @@ def _threshold(
     return theta, tiles
 
 
-@register("adasplash", lists="tiles")
+@register("adasplash", lists="tiles", replayed=True)
 def halley(problem: Problem, max_iterations: int = MAX_ITERATIONS) -> tuple[Tensor, Tensor | None]:
     """Halley-bisection, with a bit mask of tiles (AdaSplash)."""
     return _threshold(halley_kernel, problem, True, max_iterations)
 
 
-@register("adasplash_nomask")
+@register("adasplash_nomask", replayed=True)
 def halley_without_mask(problem: Problem, max_iterations: int = MAX_ITERATIONS) -> Tensor:
     """Halley-bisection that leaves every tile to be visited (AdaSplash without block masks)."""
     return _threshold(halley_kernel, problem, False, max_iterations)[0]
 
 
-@register("adasplash2", lists="tiles")
+@register("adasplash2", lists="tiles", replayed=True)
 def histogram(problem: Problem, max_iterations: int = MAX_ITERATIONS) -> tuple[Tensor, Tensor | None]:
     """Histogram start and safeguarded updates, with a bit mask of tiles (AdaSplash-2)."""
     return _threshold(histogram_kernel, problem, True, max_iterations)
@@ -307,7 +314,7 @@ def _maxima_help(problem: Problem) -> bool:
     return problem.alpha_kind != "1" and problem.scores is None
 
 
-@register("columns", lists="columns", approach=partial(_from_maxima, listed=True, early=True))
+@register("columns", lists="columns", approach=partial(_from_maxima, listed=True, early=True), replayed=True)
 def column_lists(problem: Problem, max_iterations: int = MAX_ITERATIONS) -> tuple[Tensor, Tensor | None]:
     """Group maxima's bound, and the keys that pass it for any query of a block (this project)."""
     if not _maxima_help(problem):
@@ -315,7 +322,7 @@ def column_lists(problem: Problem, max_iterations: int = MAX_ITERATIONS) -> tupl
     return _from_maxima(problem, max_iterations, listed=True, early=False)[:2]
 
 
-@register("columns_nolist", approach=partial(_from_maxima, listed=False, early=True))
+@register("columns_nolist", approach=partial(_from_maxima, listed=False, early=True), replayed=True)
 def columns_without_lists(problem: Problem, max_iterations: int = MAX_ITERATIONS) -> Tensor:
     """Group maxima's bound, and Newton's steps on all keys: for rows too short for lists to pay."""
     if not _maxima_help(problem):

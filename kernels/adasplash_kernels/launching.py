@@ -10,10 +10,12 @@ would run a kernel on arguments that it was not compiled for.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from types import NoneType
-from typing import Any
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
@@ -58,13 +60,50 @@ def _kinds_of_sizes(sizes: Sizes) -> tuple:
     return Sizes, kinds(sizes)
 
 
-class LaunchedByKey:
-    """A kernel, to be launched as ``kernel[grid](*arguments, **options)``; all else is as of the ``JITFunction``."""
+class Launch(NamedTuple):
+    """A launch, as a listener is told of it.
 
-    def __init__(self, kernel: triton.JITFunction) -> None:
+    Attributes:
+        kernel: what was launched.
+        compiled: what of it ran; None where that was left to Triton.
+        grid: (programs,) in up to three dimensions.
+        arguments: all of them by place, as they were.
+        options: as given.
+    """
+
+    kernel: LaunchedByKey
+    compiled: CompiledKernel | None
+    grid: tuple[int, ...]
+    arguments: tuple
+    options: dict[str, Any]
+
+
+_here = threading.local()  # each thread listens to its own launches
+
+Listener = Callable[[Launch], contextlib.AbstractContextManager]
+
+
+@contextlib.contextmanager
+def listening(listener: Listener) -> Iterator[None]:
+    """Tell a listener of each launch of this thread, and launch within what it returns; one listener at a time."""
+    _here.listener = listener
+    try:
+        yield
+    finally:
+        _here.listener = None
+
+
+class LaunchedByKey:
+    """A kernel, to be launched as ``kernel[grid](*arguments, **options)``; all else is as of the ``JITFunction``.
+
+    In Triton's interpreter it is launched as ever, and listeners are told.
+    """
+
+    def __init__(self, kernel: Any) -> None:
         self._kernel = kernel
+        self.interpreted = not isinstance(kernel, triton.JITFunction)
         self._names = frozenset(kernel.arg_names)
-        self._defaults = tuple(parameter.default for parameter in kernel.params)
+        self._defaults = () if self.interpreted else tuple(parameter.default for parameter in kernel.params)
         self._compiled: dict[tuple, CompiledKernel] = {}
 
     def __getattr__(self, name: str) -> Any:
@@ -72,8 +111,12 @@ class LaunchedByKey:
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., Any]:
         def run(*arguments: Any, **options: Any) -> Any:
-            key = self._key(arguments, options)
+            key = None if self.interpreted else self._key(arguments, options)
             compiled = self._compiled.get(key)
+            listener = getattr(_here, "listener", None)
+            if listener is not None:
+                with listener(Launch(self, compiled, grid, (*arguments, *self._defaults[len(arguments) :]), options)):
+                    return self._kernel[grid](*arguments, **options)
             if compiled is not None:
                 return compiled[(*grid, 1, 1)](*arguments, *self._defaults[len(arguments) :])
             compiled = self._kernel[grid](*arguments, **options)
@@ -84,10 +127,15 @@ class LaunchedByKey:
 
         return run
 
+    @property
+    def hooks(self) -> list:
+        """What Triton is to call before launches of this kernel."""
+        return [] if self.interpreted else self._kernel.pre_run_hooks
+
     def _key(self, arguments: tuple, options: dict[str, Any]) -> tuple | None:
         """Return what tells which compiled kernel is to run; None to leave the launch to Triton."""
         runtime = knobs.runtime
-        if self._kernel.pre_run_hooks or getattr(runtime, "add_stages_inspection_hook", None):
+        if self.hooks or getattr(runtime, "add_stages_inspection_hook", None):
             return None
         if not self._names.isdisjoint(options):  # a compiled kernel takes arguments by place alone
             return None
@@ -102,5 +150,5 @@ class LaunchedByKey:
 
 
 def launched_by_key(kernel: Any) -> Any:
-    """Make launches of a kernel cheap; in Triton's interpreter it stays as it is."""
-    return LaunchedByKey(kernel) if isinstance(kernel, triton.JITFunction) else kernel
+    """Make launches of a kernel cheap."""
+    return LaunchedByKey(kernel)

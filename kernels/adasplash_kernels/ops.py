@@ -9,6 +9,7 @@ from torch import Tensor
 
 from . import decode, launch
 from .custom_ops import define, differentiate
+from .replays import replayed
 from .thresholds import THRESHOLDS
 from .worklists.tiles import words
 
@@ -17,7 +18,7 @@ def forward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    alpha: Tensor,
+    alpha: Tensor | None,
     alibi_slopes: Tensor | None,
     key_starts: Tensor | None,
     key_lengths: Tensor | None,
@@ -36,11 +37,24 @@ def forward(
         O; O2, empty unless a backward pass will follow; theta (B, H, N_q) float32; the work lists
         (B * H, ...) int32, empty without any or without a backward pass.
     """
+    attend = _attend if THRESHOLDS[method].replayed else _attend.__wrapped__
+    out, out2, theta, lists = attend(
+        q, k, v, alpha, alibi_slopes, key_starts, key_lengths, cu_seqlens_q, cu_seqlens_k, alpha_kind, scale, left,
+        right, method, need_backward,
+    )  # fmt: skip
+    return out.sum(0).to(q.dtype) if out.ndim > q.ndim else out, out2, theta, lists
+
+
+@replayed(launch.settings)
+def _attend(
+    q, k, v, alpha, alibi_slopes, key_starts, key_lengths, cu_seqlens_q, cu_seqlens_k, alpha_kind, scale, left, right,
+    method, need_backward,
+):  # fmt: skip
     problem = launch.Problem(q, k, v, alpha, alpha_kind, scale, left, right, alibi_slopes, key_starts, key_lengths,
                              cu_seqlens_q, cu_seqlens_k)  # fmt: skip
     if not need_backward:
         if decode.suits(problem):
-            out, theta = decode.decode(problem, method)
+            out, theta = decode.decode(problem, method)  # in parts
         else:
             out, _, theta, _ = launch.forward(method, problem, need_out2=False)
         return out, q.new_empty(0), theta, _no_lists(q)
@@ -74,7 +88,7 @@ def backward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    alpha: Tensor,
+    alpha: Tensor | None,
     alibi_slopes: Tensor | None,
     key_starts: Tensor | None,
     key_lengths: Tensor | None,
@@ -92,14 +106,26 @@ def backward(
     need_alpha: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return dQ, dK, dV, contiguous, in the inputs' dtypes, and d_alpha of alpha's shape (empty if not asked for)."""
+    d_out = d_out if d_out.stride(-1) == 1 else d_out.contiguous()
+    gradients = _gradients if THRESHOLDS[method].replayed else _gradients.__wrapped__
+    dq, dk, dv, rows = gradients(
+        q, k, v, alpha, alibi_slopes, key_starts, key_lengths, cu_seqlens_q, cu_seqlens_k, theta, out2, lists, d_out,
+        alpha_kind, scale, left, right, method, need_alpha,
+    )  # fmt: skip
+    if rows is None:
+        return dq, dk, dv, _nothing(q)
+    return dq, dk, dv, rows.sum((0, 2)) if alpha.numel() == q.shape[1] else rows.sum().reshape(1)
+
+
+@replayed(launch.settings)
+def _gradients(
+    q, k, v, alpha, alibi_slopes, key_starts, key_lengths, cu_seqlens_q, cu_seqlens_k, theta, out2, lists, d_out,
+    alpha_kind, scale, left, right, method, need_alpha,
+):  # fmt: skip
     problem = launch.Problem(q, k, v, alpha, alpha_kind, scale, left, right, alibi_slopes, key_starts, key_lengths,
                              cu_seqlens_q, cu_seqlens_k)  # fmt: skip
-    d_out = d_out if d_out.stride(-1) == 1 else d_out.contiguous()
     found = lists if lists.numel() else None
-    dq, dk, dv, rows = launch.backward_gradients(problem, theta, out2, method, found, d_out, need_alpha)
-    if rows is None:
-        return dq, dk, dv, alpha.new_empty(0)
-    return dq, dk, dv, rows.sum((0, 2)) if alpha.numel() == q.shape[1] else rows.sum().reshape(1)
+    return launch.backward_gradients(problem, theta, out2, method, found, d_out, need_alpha)
 
 
 def _fake_backward(
@@ -107,7 +133,11 @@ def _fake_backward(
     alpha_kind, scale, left, right, method, need_alpha,
 ):  # fmt: skip
     gradients = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
-    return *gradients, alpha.new_empty(alpha.shape if need_alpha else (0,))
+    return *gradients, alpha.new_empty(alpha.shape) if need_alpha else _nothing(q)
+
+
+def _nothing(q: Tensor) -> Tensor:
+    return torch.empty(0, dtype=torch.float32, device=q.device)
 
 
 forward_op = define(forward, _fake_forward)

@@ -69,10 +69,10 @@ def _gradient_kernel(x, size, theta_in, d_out, d_scores, d_alpha):
         tl.store(d_alpha + at.head_index * size.n_q + at.rows, to_alpha, mask=at.rows < size.n_q)
 
 
-def _problem(scores: Tensor, alpha: Tensor, alpha_kind: str) -> Problem:
+def _problem(scores: Tensor, alpha: Tensor | None, alpha_kind: str) -> Problem:
     """Rows as queries of one head; with an alpha each, as heads of one query."""
     rows, n = scores.shape
-    by_row = alpha.numel() > 1
+    by_row = alpha is not None and alpha.numel() > 1
     nothing = scores.new_empty(1)
     q = nothing.expand(1, rows, 1, 1) if by_row else nothing.expand(1, 1, rows, 1)
     k = nothing.expand(1, 1, n, 1)
@@ -80,12 +80,13 @@ def _problem(scores: Tensor, alpha: Tensor, alpha_kind: str) -> Problem:
     return Problem(q, k, k, alpha, alpha_kind, 1.0, scores=scores, tiles=tiles)
 
 
-def entmax(scores: Tensor, alpha: Tensor, alpha_kind: str, method: str) -> tuple[Tensor, Tensor]:
+def entmax(scores: Tensor, alpha: Tensor | None, alpha_kind: str, method: str) -> tuple[Tensor, Tensor]:
     """Return the weights (rows, n) in the scores' dtype and theta (rows,) float32.
 
     Args:
         scores: (rows, n) contiguous.
-        alpha: (1,) or (rows,) float32; ``alpha_kind`` is "1", "1.5", "2", or "any" to read it.
+        alpha: (1,) or (rows,) float32, which is read where ``alpha_kind`` is "any"; else that is "1", "1.5" or "2", and
+            alpha may be None.
         method: name of a threshold method that can read stored scores.
     """
     problem = _problem(scores, alpha, alpha_kind)
@@ -100,7 +101,7 @@ def _fake_entmax(scores, alpha, alpha_kind, method):
 
 
 def entmax_backward(
-    scores: Tensor, alpha: Tensor, theta: Tensor, d_out: Tensor, alpha_kind: str, need_alpha: bool
+    scores: Tensor, alpha: Tensor | None, theta: Tensor, d_out: Tensor, alpha_kind: str, need_alpha: bool
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients to the scores and to alpha (empty if not asked for)."""
     problem = _problem(scores, alpha, alpha_kind)
@@ -110,12 +111,16 @@ def entmax_backward(
         problem.inputs(), problem.sizes(), theta, d_out.contiguous(), d_scores, rows, **problem.options
     )
     if rows is None:
-        return d_scores, alpha.new_empty(0)
+        return d_scores, _nothing(scores)
     return d_scores, rows if alpha.numel() > 1 else rows.sum().reshape(1)
 
 
 def _fake_entmax_backward(scores, alpha, theta, d_out, alpha_kind, need_alpha):
-    return torch.empty_like(scores), alpha.new_empty(alpha.shape if need_alpha else (0,))
+    return torch.empty_like(scores), alpha.new_empty(alpha.shape) if need_alpha else _nothing(scores)
+
+
+def _nothing(scores: Tensor) -> Tensor:
+    return torch.empty(0, dtype=torch.float32, device=scores.device)
 
 
 entmax_op = define(entmax, _fake_entmax)

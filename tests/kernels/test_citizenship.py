@@ -63,10 +63,11 @@ def test_ops_keep_their_promises(device, method, case):
     options = {n: torch.tensor(x, device=device) if isinstance(x, tuple) else x for n, x in OPS[case].items()}
     q, k, v = random_qkv(device, 9, 12, heads=2, kv_heads=1)
     arguments = op_arguments(q, k, v, method, **options)
-    torch.library.opcheck(forward_op, (*(x.requires_grad_() for x in arguments[:4]), *arguments[4:]))
+    leaves = (x if x is None else x.requires_grad_() for x in arguments[:4])
+    torch.library.opcheck(forward_op, (*leaves, *arguments[4:]))
     arguments = [x.detach() if isinstance(x, Tensor) else x for x in arguments]
     out, out2, theta, tiles = forward_op(*arguments)
-    for need_alpha in (False, True):
+    for need_alpha in {False, arguments[3] is not None}:
         torch.library.opcheck(
             backward_op, (*arguments[:9], theta, out2, tiles, torch.randn_like(out), *arguments[9:14], need_alpha)
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +20,7 @@ from triton.runtime import jit
 
 from adasplash_kernels import launch, launching
 from adasplash_kernels.inputs import Sizes, sealed
-from adasplash_kernels.launching import LaunchedByKey, launched_by_key
+from adasplash_kernels.launching import LaunchedByKey, launched_by_key, listening
 from adasplash_kernels.thresholds.settle import Settle
 
 
@@ -166,13 +167,41 @@ def test_what_keys_do_not_cover_is_left_to_triton(launched, monkeypatch, change)
         assert launched(options=options)[0] == "by Triton"
 
 
-def test_interpreted_kernels_stay_as_they_are():
-    assert isinstance(launch.output_kernel, LaunchedByKey) != launch.INTERPRETED
+def test_interpreted_kernels_are_launched_as_ever():
+    assert launch.output_kernel.interpreted == launch.INTERPRETED
+    seen = []
 
-    def interpreted():
+    class Interpreted:
         """Not a ``JITFunction``."""
 
-    assert launched_by_key(interpreted) is interpreted
+        arg_names = ("x", "n")
+
+        def __getitem__(self, grid):
+            return lambda *arguments, **options: seen.append((grid, arguments, options))
+
+    kernel = launched_by_key(Interpreted())
+    for _ in range(3):
+        kernel[(2, 3)](5, n=7)
+    assert seen == [((2, 3), (5,), {"n": 7})] * 3 and kernel.interpreted
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_listener_is_told_of_launches_in_its_context_alone(launched, inside):
+    heard = []
+
+    @contextlib.contextmanager
+    def listener(launch):
+        heard.append((launch.compiled is not None, launch.grid, launch.arguments, launch.options))
+        yield
+        heard.append("launched")
+
+    launched(n=9)
+    with listening(listener) if inside else contextlib.nullcontext():
+        how = launched((5, 2), n=9)[0]
+    launched(n=9)
+    assert how == ("by Triton" if inside else "by key")
+    arguments = (PLAIN["x"], None, 9, 7, 7, None)  # the default of ``last`` filled in
+    assert heard == ([(True, (5, 2), arguments, {"num_warps": 4}), "launched"] if inside else [])
 
 
 @pytest.mark.gpu

@@ -29,11 +29,14 @@ class Threshold:
             worklists/tiles.py; "columns", (B * H, query blocks, entries) int32, see worklists/columns.py; or nothing.
         approach: ``problem -> (theta, lists, settle)`` with thetas a step short, for calls where the output's pass may
             take that step (see settle.py); None if there is no such thing.
+        replayed: whether calls may be played from a record (see replays.py): what these functions do follows from
+            shapes and numbers alone, and they launch no kernels but those under ``@launched_by_key``.
     """
 
     solve: Callable[[Problem], Any]
     lists: Literal["tiles", "columns"] | None = None
     approach: Callable[[Problem], Any] | None = None
+    replayed: bool = False
 
 
 THRESHOLDS: dict[str, Threshold] = {}
@@ -44,6 +47,7 @@ def register(
     *,
     lists: Literal["tiles", "columns"] | None = None,
     approach: Callable[[Problem], Any] | None = None,
+    replayed: bool = False,
 ) -> Callable[[Callable], Callable]:
     """Return a decorator that makes a function the method ``name``; the rest as for ``Threshold``.
 
@@ -54,7 +58,7 @@ def register(
         raise ValueError(f"name: {name!r} is taken")
 
     def keep(solve: Callable) -> Callable:
-        THRESHOLDS[name] = Threshold(solve, lists, approach)
+        THRESHOLDS[name] = Threshold(solve, lists, approach, replayed)
         return solve
 
     return keep
