@@ -114,18 +114,24 @@ class LaunchedByKey:
             key = None if self.interpreted else self._key(arguments, options)
             compiled = self._compiled.get(key)
             listener = getattr(_here, "listener", None)
-            if listener is not None:
-                with listener(Launch(self, compiled, grid, (*arguments, *self._defaults[len(arguments) :]), options)):
-                    return self._kernel[grid](*arguments, **options)
-            if compiled is not None:
-                return compiled[(*grid, 1, 1)](*arguments, *self._defaults[len(arguments) :])
-            compiled = self._kernel[grid](*arguments, **options)
-            # what is still being compiled, or was not, is none; other backends compile for more than a key holds
-            if key is not None and isinstance(compiled, CompiledKernel) and compiled.metadata.target.backend == "cuda":
-                self._compiled[key] = compiled
-            return compiled
+            if listener is None:
+                return self._run(key, compiled, grid, arguments, options)
+            whole = (*arguments, *self._defaults[len(arguments) :])
+            with listener(Launch(self, compiled, grid, whole, options)):
+                return self._run(key, compiled, grid, arguments, options)
 
         return run
+
+    def _run(
+        self, key: tuple | None, compiled: CompiledKernel | None, grid: tuple[int, ...], arguments: tuple, options: dict
+    ) -> Any:
+        if compiled is not None:
+            return compiled[(*grid, 1, 1)](*arguments, *self._defaults[len(arguments) :])
+        compiled = self._kernel[grid](*arguments, **options)
+        # what is still being compiled, or was not, is none; other backends compile for more than a key holds
+        if key is not None and isinstance(compiled, CompiledKernel) and compiled.metadata.target.backend == "cuda":
+            self._compiled[key] = compiled
+        return compiled
 
     @property
     def hooks(self) -> list:

@@ -48,11 +48,18 @@ class Tuple(NamedTuple):
 
 
 class Make(NamedTuple):
-    """Memory that is asked for."""
+    """Memory that is asked for.
+
+    Attributes:
+        number: of the tensor, counted as in ``Place``.
+        shape, dtype: of it.
+        strides: None for a contiguous one.
+        zeros: whether it is to hold zeros; else it may hold anything.
+    """
 
     number: int
     shape: torch.Size
-    strides: tuple[int, ...]
+    strides: tuple[int, ...] | None
     dtype: torch.dtype
     zeros: bool
 
@@ -117,7 +124,7 @@ class Recorder(TorchDispatchMode):
         if not x.numel():  # no memory, to tell it by
             return
         self._made[x.untyped_storage().data_ptr()] = self.count
-        self.steps.append(Make(self.count, x.shape, x.stride(), x.dtype, zeros))
+        self.steps.append(Make(self.count, x.shape, None if x.is_contiguous() else x.stride(), x.dtype, zeros))
         self.count += 1
 
     @contextlib.contextmanager

@@ -100,11 +100,8 @@ class Tape:
             if isinstance(step, _Step):
                 new = dict.fromkeys(number for _, number in step.tuples if number not in seen)
                 seen.update(new)
-                step = step._replace(
-                    first=tuple(
-                        (n, _maker(x.kind), list(x.values), x.places) for n, x in ((n, by_number[n]) for n in new)
-                    )
-                )
+                found = ((n, by_number[n]) for n in new)
+                step = step._replace(first=tuple((n, _maker(x.kind), list(x.values), x.places) for n, x in found))
             result.append(step)
         return result
 
@@ -112,7 +109,7 @@ class Tape:
         """Do the same with other tensors of the same kind; return the outputs."""
         tensors: Tensors = [*inputs, *[None] * (self._count - len(inputs))]
         tuples: list[tuple] = [()] * len(self._tuples)
-        find = _tensor if self._interpreted else _address
+        fill = _with_tensors if self._interpreted else _with_addresses
         stream = 0 if self._interpreted else driver.active.get_current_stream(driver.active.get_current_device())
         for step in self._steps:
             if type(step) is Make:
@@ -120,8 +117,8 @@ class Tape:
                 continue
             launch, values, places, at, first, drops = step
             for number, make, template, inside in first:
-                tuples[number] = make(_filled(template, inside, tensors, find))
-            arguments = _filled(values, places, tensors, find)
+                tuples[number] = make(fill(template, inside, tensors))
+            arguments = fill(values, places, tensors)
             for index, number in at:
                 arguments[index] = tuples[number]
             _, compiled, grid, _, options = launch
@@ -138,39 +135,44 @@ class Tape:
 def _made(make: Make, device: torch.device) -> Tensor:
     _, shape, strides, dtype, zeros = make
     x = (torch.zeros if zeros else torch.empty)(shape, dtype=dtype, device=device)
-    return x if x.stride() == strides else x.as_strided(shape, strides)
+    return x if strides is None else x.as_strided(shape, strides)
 
 
 def _output(recorder: Recorder, x: Tensor) -> int | Make:
     """Return the number of an output, which is to be one of the tensors that were allocated, or how to make it."""
     if not x.numel():
-        return Make(-1, x.shape, x.stride(), x.dtype, False)
+        return Make(-1, x.shape, None if x.is_contiguous() else x.stride(), x.dtype, False)
     place = recorder.place(x)
     for step in recorder.steps:
         if isinstance(step, Make) and step.number == place.number:
-            if place == Place(step.number, 0, step.shape, step.strides, step.dtype):
-                return step.number
+            if place[1:3] == (0, step.shape) and x.dtype == step.dtype:
+                if x.is_contiguous() if step.strides is None else x.stride() == step.strides:
+                    return step.number
     raise Unplayable("an output is not as it was allocated")
 
 
 def _maker(kind: type[tuple]) -> Callable[[list], tuple]:
+    """Return what makes a tuple, or a named one, of a list."""
     return getattr(kind, "_make", kind)
 
 
-def _filled(values: list, places: tuple, tensors: Tensors, find: Callable) -> list:
+def _with_addresses(values: list, places: tuple, tensors: Tensors) -> list:
+    """Put tensors in as compiled kernels take them, who look at nothing else of them."""
     result = values.copy()
     for index, place in places:
-        result[index] = find(place, tensors)
+        result[index] = tensors[place[0]].data_ptr() + place[1]
     return result
 
 
-def _address(place: Place, tensors: Tensors) -> int:
-    """Return a tensor as compiled kernels take it, who look at nothing else of it."""
-    return tensors[place[0]].data_ptr() + place[1]
+def _with_tensors(values: list, places: tuple, tensors: Tensors) -> list:
+    """Put tensors in as the interpreter takes them."""
+    result = values.copy()
+    for index, place in places:
+        result[index] = _tensor(place, tensors)
+    return result
 
 
 def _tensor(place: Place, tensors: Tensors) -> Tensor:
-    """Return a tensor as the interpreter takes it."""
     whole = tensors[place.number]
     start = whole.storage_offset() * whole.itemsize + place.offset
     x = torch.empty(0, dtype=place.dtype, device=whole.device)

@@ -206,7 +206,7 @@ def test_a_record_takes_no_more_memory(method, records):
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
             run(method, q, k, v, {"causal": True})
-            peaks.append(torch.cuda.max_memory_allocated())
+            peaks.append(torch.cuda.memory_stats()["requested_bytes.all.peak"])  # not of blocks, which vary
     assert all(isinstance(record, Tape) for each in records for record in each.values())
     assert peaks[3] <= peaks[0]
 
