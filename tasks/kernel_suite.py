@@ -22,8 +22,9 @@ from typing import Any
 
 import pytest
 
+from tasks.code_used import code_sha256
 from tasks.config import REPOSITORY
-from tasks.records import RESULTS, Measurement, Provenance, append_records, code_sha256, records_path, sha256_of
+from tasks.records import RESULTS, Measurement, Provenance, append_records, records_path, sha256_of
 
 EXPERIMENT, SYSTEM = "kernels/suite", "kernel tests"
 TESTS = REPOSITORY / "tests" / "kernels"

@@ -108,8 +108,13 @@ def find_program(experiment: Experiment) -> Program:
     return programs[experiment.program]
 
 
+def package_of(experiment: Experiment) -> str:
+    """Return the package that holds the family's code, if there is any."""
+    return _PACKAGES.get(experiment.family, f"tasks.{experiment.family}")
+
+
 def _run_module(experiment: Experiment) -> str | None:
-    package = _PACKAGES.get(experiment.family, f"tasks.{experiment.family}")
+    package = package_of(experiment)
     try:
         found = importlib.util.find_spec(f"{package}.run")
     except ModuleNotFoundError:

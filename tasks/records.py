@@ -150,27 +150,6 @@ def sha256_of(value: Any) -> str:
 
 
 @lru_cache
-def code_sha256(root: Path = REPOSITORY) -> str:
-    """Hash every file below kernels/ and tasks/, whatever its kind: a prompt template decides outcomes too."""
-    digest = hashlib.sha256()
-    for folder in ("kernels", "tasks"):
-        for path in sorted(p for p in (root / folder).rglob("*") if _is_source(p.relative_to(root)) and p.is_file()):
-            digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()
-
-
-def _is_source(path: Path) -> bool:
-    """Leave out what tools leave behind: byte code, hidden files and folders, an editor's backup copies."""
-    made = any(p.startswith(".") or p == "__pycache__" or p.endswith(".egg-info") for p in path.parts)
-    return not made and path.suffix != ".pyc" and not path.name.endswith("~")
-
-
-def source_sha256(config: Path, root: Path = REPOSITORY) -> str:
-    """Hash the files below kernels/ and tasks/ together with a config, so a copy without git is traceable."""
-    return hashlib.sha256(code_sha256(root).encode() + config.read_bytes()).hexdigest()
-
-
-@lru_cache
 def git_commit(root: Path = REPOSITORY) -> str | None:
     """Return the checked-out commit, with ``-dirty`` when files differ from it, or None outside git."""
     def git(*arguments: str) -> str:

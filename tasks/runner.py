@@ -15,10 +15,11 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from tasks.code_used import code_sha256
 from tasks.config import REPOSITORY, Experiment
 from tasks.distributed import Devices, rank
 from tasks.errors import ConfigError, UserError
-from tasks.programs import Context, Job, Program, find_program
+from tasks.programs import Context, Job, Program, find_program, package_of
 from tasks.records import (
     RESULTS,
     Measurement,
@@ -27,7 +28,6 @@ from tasks.records import (
     read_records,
     records_path,
     sha256_of,
-    source_sha256,
 )
 
 DONE, SKIPPED, FAILED = "done", "up to date", "failed"
@@ -69,13 +69,14 @@ def plan(experiment: Experiment, options: Options) -> tuple[Program, object, lis
     program = find_program(experiment)
     settings = experiment.typed_settings(options.scale, program.settings)
     identity = program.identity(settings, options.data_root)
-    config_hash = sha256_of({"experiment": experiment.id, "scale": options.scale, "identity": identity,
-                             "settings": asdict(settings)})  # fmt: skip
+    config_hash = sha256_of({"experiment": experiment.id, "program": experiment.program, "scale": options.scale,
+                             "identity": identity, "settings": asdict(settings)})  # fmt: skip
+    code_hash = code_sha256(package_of(experiment))
     known = read_records(records_path(options.results, experiment.id, options.scale))
     jobs = []
     for job in program.jobs(settings):
         provenance = Provenance(experiment=experiment.id, scale=options.scale, system=job.system, seed=job.seed,
-                                config_sha256=config_hash, source_sha256=source_sha256(experiment.path))  # fmt: skip
+                                config_sha256=config_hash, source_sha256=code_hash)  # fmt: skip
         earlier = [r for r in known if provenance.matches(r)]
         fresh = bool(earlier) and all(r.status != "failed" for r in earlier if r.created == earlier[-1].created)
         jobs.append((job, provenance, fresh and not options.force))

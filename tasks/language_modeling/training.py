@@ -25,6 +25,7 @@ from transformers.utils import logging as transformers_logging
 
 from adasplash_kernels.integrations.transformers import IMPLEMENTATION as ENTMAX
 from adasplash_kernels.integrations.transformers import load_entmax
+from tasks.code_used import code_sha256
 from tasks.distributed import Devices, local_rank
 from tasks.errors import ConfigError, UserError
 from tasks.language_modeling.attentions import IMPLEMENTATIONS
@@ -36,7 +37,7 @@ from tasks.language_modeling.settings import TrainSettings, Variant
 from tasks.models.alpha_schedule import AlphaSchedule
 from tasks.models.checkpoints import StepCheckpoint, WholeCheckpointIO, is_readable
 from tasks.programs import Context, Job
-from tasks.records import code_sha256, environment, sha256_of
+from tasks.records import environment, sha256_of
 
 
 @dataclass(frozen=True)
@@ -95,8 +96,8 @@ def trained(settings: TrainSettings, job: Job, context: Context) -> TrainedRun:
     data.prepare_data()
     caps = [settings.data.max_train_tokens, settings.data.max_valid_tokens]
     key = sha256_of({"train": asdict(settings.train) | {"seeds": None}, "model": asdict(settings.model),
-                     "variant": asdict(variant), "seed": job.seed, "code": code_sha256(), "env": environment(),
-                     "caps": caps, **data.identity})  # fmt: skip
+                     "variant": asdict(variant), "seed": job.seed, "code": code_sha256(__package__),
+                     "env": environment(), "caps": caps, **data.identity})  # fmt: skip
     runs, name = context.workspace / "language_modeling", f"{job.system}-seed{job.seed}-{key[:12]}"
     # A finished run serves whatever it was trained on; a checkpoint counts the micro-batches of one process.
     folder = runs / (name + (f"-{devices.world}-devices" if devices.world > 1 else ""))

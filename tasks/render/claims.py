@@ -110,7 +110,7 @@ def _ratio(claim: Claim, points: Sequence[_Point]) -> tuple[str, str]:
     if len(done) == 1:
         said = _times(least)
     elif len(done) <= MANY:
-        said = ", ".join(f"{_times(ratio)} at {_where(p, claim)}" for p, ratio in done)
+        said = ", ".join(_times(ratio) + _where(p, claim) for p, ratio in done)
     else:
         said = f"{_number(least)} to {_times(max(ratios))} over {len(done)} settings"
     return outcome, said + _lost(len(points) - len(done))
@@ -137,8 +137,9 @@ def _crossing(claim: Claim, points: Sequence[_Point], name: str, unit: str | Non
 
 
 def _where(point: _Point, claim: Claim) -> str:
-    """Name what tells a setting from the others of the claim."""
-    return ", ".join(f"{name} {show(value)}" for name, value in point.params.items() if name not in claim.where)
+    """Name what tells a setting from the others of the claim; one may be of all of them together."""
+    names = ", ".join(f"{name} {show(value)}" for name, value in point.params.items() if name not in claim.where)
+    return f" at {names}" if names else " in all"
 
 
 def _lost(count: int) -> str:

@@ -19,11 +19,9 @@ from tasks.records import (
     Provenance,
     Record,
     append_records,
-    code_sha256,
     read_records,
     records_path,
     sha256_of,
-    source_sha256,
 )
 
 RECORD = Record(
@@ -298,65 +296,20 @@ def test_equal_settings_hash_equally_whatever_their_order():
     assert sha256_of({"a": 1}) != sha256_of({"a": 1.5})
 
 
-@pytest.fixture
-def checkout(tmp_path) -> Path:
-    for name in ("kernels/k/a.py", "tasks/b.py", "tasks/prompts/qa.yaml", "configs/c.yaml", "README.md"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(name)
-    return tmp_path
-
-
-def hashed(root: Path) -> str:
-    code_sha256.cache_clear()
-    try:
-        return code_sha256(root)
-    finally:
-        code_sha256.cache_clear()
-
-
-@pytest.mark.parametrize("name", ["kernels/k/a.py", "tasks/b.py", "tasks/prompts/qa.yaml", "tasks/new.py",
-                                  "kernels/k/new.json"])  # fmt: skip
-def test_any_change_below_kernels_or_tasks_changes_the_hash(checkout, name):
-    before = hashed(checkout)
-    assert hashed(checkout) == before
-    (checkout / name).write_text("changed")
-    assert hashed(checkout) != before
-
-
-def test_moved_and_removed_code_changes_the_hash(checkout):
-    before = hashed(checkout)
-    (checkout / "tasks/b.py").rename(checkout / "tasks/d.py")
-    moved = hashed(checkout)
-    (checkout / "tasks/d.py").unlink()
-    assert len({before, moved, hashed(checkout)}) == 3
-
-
-@pytest.mark.parametrize("name", ["README.md", "configs/c.yaml", "tasks/__pycache__/b.cpython-311.pyc",
-                                  "tasks/.b.py.swp", "kernels/k.egg-info/PKG-INFO", "tasks/b.py~"])  # fmt: skip
-def test_files_that_are_not_code_do_not_change_the_hash(checkout, name):
-    before = hashed(checkout)
-    (checkout / name).parent.mkdir(exist_ok=True)
-    (checkout / name).write_text("changed")
-    assert hashed(checkout) == before
-
-
-def test_the_config_belongs_to_the_source_hash(checkout):
-    config = checkout / "configs/c.yaml"
-    before = source_sha256(config, checkout)
-    config.write_text("changed")
-    assert source_sha256(config, checkout) != before
-
-
-def test_the_repository_has_code_to_hash():
-    assert hashed(REPOSITORY) != hashed(REPOSITORY / "tests")
-
-
 def commit_of(root: Path) -> str | None:
     records.git_commit.cache_clear()
     try:
         return records.git_commit(root)
     finally:
         records.git_commit.cache_clear()
+
+
+@pytest.fixture
+def checkout(tmp_path) -> Path:
+    for name in ("kernels/k/a.py", "tasks/b.py", "configs/c.yaml", "README.md"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    return tmp_path
 
 
 def test_the_commit_says_whether_files_differ_from_it(checkout, monkeypatch):

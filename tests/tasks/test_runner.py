@@ -75,7 +75,7 @@ CHANGES = {
     "data": lambda fake, options, patch, machine: (fake("a"), replace(options, data_root=Path("elsewhere"))),
     "device": lambda fake, options, patch, machine: machine.update(gpu="Some GPU") or (fake("a"), options),
     "code": lambda fake, options, patch, machine: (
-        patch.setattr(tasks.records, "code_sha256", lambda root: "other") or (fake("a"), options)),
+        patch.setattr(tasks.runner, "code_sha256", lambda package: "other") or (fake("a"), options)),
 }  # fmt: skip
 
 
@@ -100,11 +100,22 @@ def test_a_change_in_a_base_runs_again(make_fake, write_config, options):
     assert run_experiment(load_experiment(path, path.parents[1]), options).state == DONE
 
 
-def test_a_comment_in_the_config_changes_the_source_hash(make_fake, options):
+def test_a_comment_in_the_config_runs_nothing_again(make_fake, options):
+    """Settings decide the outcome; what is said of it, how it is drawn and what the paper reports do not."""
     experiment = make_fake("a")
     run_experiment(experiment, options)
     experiment.path.write_text(experiment.path.read_text() + "# a comment\n")
-    assert [fresh for *_, fresh in plan(experiment, options)[2]] == [False]
+    assert [fresh for *_, fresh in plan(experiment, options)[2]] == [True]
+
+
+def test_another_program_runs_again(make_fake, options):
+    experiment = make_fake("a")
+    run_experiment(experiment, options)
+    with pytest.MonkeyPatch.context() as patch:
+        found = tasks.runner.find_program(experiment)
+        patch.setattr(tasks.runner, "find_program", lambda experiment: found)
+        jobs = plan(replace(experiment, program="other"), options)[2]
+    assert [fresh for *_, fresh in jobs] == [False]
 
 
 def test_a_job_that_raises_is_recorded_as_failed_and_the_others_run(make_fake, options, capsys):

@@ -69,7 +69,7 @@ def test_other_surroundings_are_another_run(what, settings, train, make_context,
     if what == "seed":
         seed = 1
     elif what == "code":
-        monkeypatch.setattr(training, "code_sha256", lambda: "other")
+        monkeypatch.setattr(training, "code_sha256", lambda package: "other")
     elif what == "machine":
         monkeypatch.setattr(training, "environment", lambda: {"gpu": "another"})
     else:

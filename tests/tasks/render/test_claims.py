@@ -72,6 +72,12 @@ def test_the_least_of_several_settings_decides(judge, times):
     assert judge(chosen, records).startswith("different: 3 times (")
 
 
+def test_one_setting_may_be_of_all_together(judge, make_record):
+    records = [make_record(system, value, metric="fwd_ms", unit="ms", **params)
+               for params in ({"n": 8}, {}) for system, value in (("softmax", 8.0), ("entmax", 1.0 + len(params)))]
+    assert judge(RATIO, records).startswith("different: 4 times at n 8, 8 times in all (")
+
+
 def test_settings_are_not_mixed(judge, times):
     softmax_at_8, entmax_at_16 = times(30.0, 1.0)[:1], times(30.0, 1.0, n=16)[1:]
     assert judge(RATIO, softmax_at_8 + entmax_at_16) == (
