@@ -8,8 +8,8 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
-from unittest import mock
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -24,11 +24,18 @@ def poisoned() -> Iterator[None]:
     that an op's output is not a function of its inputs; as a row number it is past every end.
     """
 
-    with (
-        mock.patch.object(torch, "empty", _filling(torch.empty)),
-        mock.patch.object(torch, "empty_like", _filling(torch.empty_like)),
-    ):
+    with pytest.MonkeyPatch.context() as patch:
+        poison(patch)
         yield
+
+
+def poison(patch: pytest.MonkeyPatch) -> None:
+    """Do so until the patch is undone.
+
+    In a test that is pytest's own: what else it replaces then comes off before this does, and is not put back after.
+    """
+    for name in ("empty", "empty_like"):
+        patch.setattr(torch, name, _filling(getattr(torch, name)))
 
 
 def _filling(make: Callable[..., Tensor]) -> Callable[..., Tensor]:

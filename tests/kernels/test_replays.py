@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Iterator
 from types import SimpleNamespace
 
@@ -37,7 +38,7 @@ def clean() -> Iterator[None]:
     """Let ``torch.empty`` be PyTorch's own: filling what it returns is an operation that no record holds."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("empty", "empty_like"):
-            patch.setattr(torch, name, getattr(torch, name).__wrapped__)
+            patch.setattr(torch, name, inspect.unwrap(getattr(torch, name)))
         yield
 
 
