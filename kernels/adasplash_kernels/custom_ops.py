@@ -54,6 +54,11 @@ def on_its_device(function: Callable) -> Callable:
     return run
 
 
+def no_gradient(x: Tensor) -> Tensor:
+    """Return what an op, which cannot return None, returns as the gradient to an alpha that wants none."""
+    return torch.empty(0, dtype=torch.float32, device=x.device)
+
+
 def differentiate(op: Any, backward_op: Any, backward: Callable, save: Callable) -> None:
     """Give an op its gradient, computed by ``backward`` through ``backward_op``, which may not be differentiated again.
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import decode, launch
-from .custom_ops import define, differentiate
+from .custom_ops import define, differentiate, no_gradient
 from .replays import replayed
 from .thresholds import THRESHOLDS
 from .worklists.tiles import words
@@ -113,7 +113,7 @@ def backward(
         alpha_kind, scale, left, right, method, need_alpha,
     )  # fmt: skip
     if rows is None:
-        return dq, dk, dv, _nothing(q)
+        return dq, dk, dv, no_gradient(q)
     return dq, dk, dv, rows.sum((0, 2)) if alpha.numel() == q.shape[1] else rows.sum().reshape(1)
 
 
@@ -133,11 +133,7 @@ def _fake_backward(
     alpha_kind, scale, left, right, method, need_alpha,
 ):  # fmt: skip
     gradients = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
-    return *gradients, alpha.new_empty(alpha.shape) if need_alpha else _nothing(q)
-
-
-def _nothing(q: Tensor) -> Tensor:
-    return torch.empty(0, dtype=torch.float32, device=q.device)
+    return *gradients, alpha.new_empty(alpha.shape) if need_alpha else no_gradient(q)
 
 
 forward_op = define(forward, _fake_forward)

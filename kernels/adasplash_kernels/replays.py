@@ -65,7 +65,7 @@ class Tape:
         self._outputs = tuple(None if x is None else _output(recorder, x) for x in outputs)
         plays = [step for step in recorder.steps if isinstance(step, Play)]
         self._hooks = tuple({id(x.launch.kernel): x.launch.kernel.hooks for x in plays}.values())
-        self._interpreted = any(x.launch.kernel.interpreted for x in plays)
+        self._interpreted = all(x.launch.kernel.interpreted for x in plays)  # also of none
         self._tuples: dict[Any, int] = {}
         keep = {x for x in self._outputs if type(x) is int} | set(range(inputs))
         steps: list[Make | _Step] = []

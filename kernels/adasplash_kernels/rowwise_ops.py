@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .custom_ops import define, differentiate
+from .custom_ops import define, differentiate, no_gradient
 from .inputs import open_sizes
 from .launch import Problem, threshold
 from .launching import launched_by_key
@@ -111,16 +111,12 @@ def entmax_backward(
         problem.inputs(), problem.sizes(), theta, d_out.contiguous(), d_scores, rows, **problem.options
     )
     if rows is None:
-        return d_scores, _nothing(scores)
+        return d_scores, no_gradient(scores)
     return d_scores, rows if alpha.numel() > 1 else rows.sum().reshape(1)
 
 
 def _fake_entmax_backward(scores, alpha, theta, d_out, alpha_kind, need_alpha):
-    return torch.empty_like(scores), alpha.new_empty(alpha.shape) if need_alpha else _nothing(scores)
-
-
-def _nothing(scores: Tensor) -> Tensor:
-    return torch.empty(0, dtype=torch.float32, device=scores.device)
+    return torch.empty_like(scores), alpha.new_empty(alpha.shape) if need_alpha else no_gradient(scores)
 
 
 entmax_op = define(entmax, _fake_entmax)

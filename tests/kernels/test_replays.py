@@ -14,7 +14,7 @@ from calls import KERNELS, bind, random_qkv
 from surface import FEATURES
 from torch import Tensor
 
-from adasplash_kernels import custom_ops, launch, ops, replays
+from adasplash_kernels import custom_ops, launch, launching, ops, replays
 from adasplash_kernels.recording import Make
 from adasplash_kernels.replays import Tape, replayed
 from adasplash_kernels.thresholds import THRESHOLDS, register
@@ -179,6 +179,27 @@ def test_what_no_record_can_hold(name):
             assert found.shape == expected.shape
     (why,) = function.records.values()
     assert isinstance(why, str)
+
+
+def test_a_call_that_raises_while_it_is_taken_down_is_taken_down_the_next_time():
+    fails = iter((False, True, False, False))
+
+    def function(x: Tensor) -> tuple[Tensor]:
+        made = torch.empty(3)
+        if next(fails):
+            raise MemoryError("full")
+        return (made,)
+
+    call, x = replayed(tuple)(function), torch.ones(1)
+    with clean():
+        call(x)
+        with pytest.raises(MemoryError, match="full"):
+            call(x)
+        assert getattr(launching._here, "listener", None) is None
+        call(x)
+    (record,) = call.records.values()
+    assert isinstance(record, Tape)
+    assert call(x)[0].shape == (3,) and next(fails) is False  # played: the function was not asked
 
 
 def test_memory_is_let_go_of_after_its_last_launch(device, records):

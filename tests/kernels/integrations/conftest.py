@@ -37,7 +37,7 @@ MODELS = {
 @pytest.fixture
 def make_model() -> Callable[..., torch.nn.Module]:
     """Return ``make(kind, **config_changes)``: the same weights for the same arguments, eval mode, "sdpa"."""
-    transformers = pytest.importorskip("transformers", reason="the kernels alone do not need transformers")
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed; kernels do not need it")
 
     def make(kind: str, **changes: object) -> torch.nn.Module:
         architecture, config, settings = MODELS[kind]

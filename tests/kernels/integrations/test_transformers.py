@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-transformers = pytest.importorskip("transformers", reason="the kernels alone do not need transformers")
+transformers = pytest.importorskip("transformers", reason="transformers is not installed; kernels do not need it")
 
 from adasplash_kernels.integrations.transformers import (  # noqa: E402
     EntmaxAttentionConfig,

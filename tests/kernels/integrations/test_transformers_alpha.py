@@ -9,7 +9,7 @@ import math
 import pytest
 import torch
 
-transformers = pytest.importorskip("transformers", reason="the kernels alone do not need transformers")
+transformers = pytest.importorskip("transformers", reason="transformers is not installed; kernels do not need it")
 
 from adasplash_kernels.integrations.transformers import (  # noqa: E402
     EntmaxAttentionConfig,

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-transformers = pytest.importorskip("transformers", reason="the kernels alone do not need transformers")
+transformers = pytest.importorskip("transformers", reason="transformers is not installed; kernels do not need it")
 
 from transformers import masking_utils  # noqa: E402
 

@@ -11,7 +11,7 @@ from tasks.kernel_bench.inputs import make_problem, make_tensors
 from tasks.kernel_bench.run import PROGRAMS
 from tasks.kernel_bench.settings import Case
 
-safetensors = pytest.importorskip("safetensors.torch", reason="drawn inputs do not need safetensors")
+safetensors = pytest.importorskip("safetensors.torch", reason="safetensors is not installed; captures need it")
 save_file = safetensors.save_file
 CPU = torch.device("cpu")
 

@@ -16,7 +16,7 @@ from tasks.kernel_bench.solver_updates import TRAINING, UpdateSettings
 from tasks.kernel_bench.training_trace import TrainingTrace, load_scores
 from tasks.programs import Context
 
-safetensors = pytest.importorskip("safetensors.torch", reason="captures are safetensors files")
+safetensors = pytest.importorskip("safetensors.torch", reason="safetensors is not installed; captures are such files")
 
 TRACE = TrainingTrace("adasplash/table4", "entmax_1.5", steps=25, every_steps=10, sequences=2, captures="captured/x")
 
@@ -125,7 +125,7 @@ def test_captures_that_are_there_are_measured(settings, tmp_path):
 
 def test_a_capture_of_a_model_is_what_its_attention_saw(tmp_path, capsys):
     """The share of weights above zero by head, from the captured scores, is the one observed in the model."""
-    pytest.importorskip("transformers", reason="models are Hugging Face models")
+    pytest.importorskip("transformers", reason="transformers is not installed; it makes the model")
     from transformers import GPT2Config, GPT2LMHeadModel
 
     from adasplash_kernels.integrations.transformers import EntmaxAttentionConfig, use_entmax
