@@ -67,7 +67,7 @@ def _product(a, b):
 def grad_query_kernel(x, size, up, out2, dq, d_alpha, masks, used):
     """Write dQ and delta for one block of queries of one head; d_alpha (B, H, N_q) by query unless it is None.
 
-    With ``masks`` and ``used`` it notes there which queries use which keys (see worklists/marks.py).
+    With ``masks``, a ``Masks``, and ``used`` it notes there which queries use which keys (see worklists/marks.py).
     """
     size = open_sizes(x, size)
     at = query_block(x, size)
@@ -81,8 +81,8 @@ def grad_query_kernel(x, size, up, out2, dq, d_alpha, masks, used):
 
     walk = query_list(x, size, at)
     if masks is not None:
+        used, used_step = words_of_queries(x, size, at.head_index, at.index, masks, used)
         masks = masks_of_list(x, size, at.head_index, at.index, masks)
-        used, used_step = words_of_queries(x, size, at.head_index, at.index, used)
     acc = tl.zeros((x.BLOCK_M, x.BLOCK_D), tl.float32)
     to_alpha = tl.zeros((x.BLOCK_M,), tl.float32)
     for part in tl.static_range(x.FIRST_PART, x.PARTS_END):

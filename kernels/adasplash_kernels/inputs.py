@@ -22,7 +22,7 @@ class Inputs(NamedTuple):
         query_spans, key_spans: (3, N_q) and (3, N_k) int32 of packed sequences (see spans.py), or None.
         query_tiles, key_tiles: work lists, or None to visit all tiles: bit masks of tiles (see worklists/tiles.py) or
             lists of columns (see worklists/columns.py).
-        LISTS: which of these they are: "all", "tiles" or "columns".
+        LISTS: which of these they are: "all", "tiles", "columns", or "columns16" with entries of 16 bits.
         FIRST_PART, PARTS_END: the parts in which a kernel goes through a block's tiles (see worklists/walk.py).
         d: head dim.
         ALPHA: "1", "1.5", "2" or "any".

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -25,7 +26,7 @@ from .thresholds.refine import MAX_ITERATIONS
 from .thresholds.settle import Settle
 from .tile_sizes import INTERPRETED, Tiles, choose_column_tiles, choose_tiles
 from .worklists.columns import WORD, compact_kernel, count_kernel, emit_kernel, share_kernel
-from .worklists.marks import list_tiles, scatter_kernel
+from .worklists.marks import Masks, list_tiles, scatter_kernel
 from .worklists.pieces import Pieces, add_pieces_kernel, count_tiles_kernel, place_pieces_kernel
 from .worklists.tiles import transpose, words
 from .worklists.walk import EDGES, HEADER, MIXED
@@ -33,7 +34,8 @@ from .worklists.walk import EDGES, HEADER, MIXED
 DENSEST = 2 / 3  # of the rows a block sees: a guess at where gathering stops paying
 ENTRIES = 2560  # of a list of columns, the most on average over the blocks of a head
 WORKSPACE = 2**26  # bytes of bits and of lists of queries that exist at once; at least those of one head
-PIECES = 512  # at the most, of all heads: about twice what a GPU works on at once
+PIECES = 512  # at the most, of a launch: about twice what a GPU works on at once
+NARROW = 2**16  # rows whose numbers fit into 16 bits
 LIST_TILES = True  # False to mark keys in all tiles, as a comparison
 SCATTERED = 1 if INTERPRETED else 4  # programs that share a list whose marks are scattered
 PIECE = 2 if INTERPRETED else 32  # tiles of a piece that the walk of a block of keys is cut into, at the least
@@ -41,12 +43,18 @@ PIECE = 2 if INTERPRETED else 32  # tiles of a piece that the walk of a block of
 
 def settings() -> tuple:
     """Return the numbers above: what is launched follows from them and from a call's arguments."""
-    return DENSEST, ENTRIES, WORKSPACE, PIECES, LIST_TILES, SCATTERED, PIECE
+    return DENSEST, ENTRIES, WORKSPACE, PIECES, NARROW, LIST_TILES, SCATTERED, PIECE
 
 
 def column_list_size(blocks: int, n: int) -> int:
     """Return how many numbers a head's lists of columns take: ``blocks`` headers, and the pool, among ``n`` rows."""
-    return blocks * (HEADER.value + torch.sym_min(ENTRIES, n))
+    pairs = (torch.sym_min(ENTRIES, n) + 1) // 2  # lists start at even places
+    return blocks * (HEADER.value + (pairs if n <= NARROW else 2 * pairs))
+
+
+def pool_entries(numbers: int, blocks: int, n: int) -> int:
+    """Return how many entries there is room for in a head whose lists take so many numbers."""
+    return (numbers - blocks * HEADER.value) * (2 if n <= NARROW else 1)
 
 
 @dataclass(frozen=True)
@@ -105,6 +113,8 @@ class Problem:
         """Return what kernels are given, with the work lists to use: "tiles" or "columns", by default none."""
         if lists is None:
             return self._inputs
+        if lists == "columns" and self.others(key_tiles is not None) <= NARROW:
+            lists = "columns16"
         return self._inputs._replace(
             query_tiles=query_tiles, key_tiles=key_tiles, LISTS=constant(lists), FIRST_PART=MIXED,
             PARTS_END=constant(MIXED.value + 1),
@@ -142,9 +152,22 @@ class Problem:
         return -(-self.k.shape[2] // self.tiles.block_n)
 
     @property
+    def groups(self) -> int:
+        """Query heads per key-value head."""
+        return self.q.shape[1] // self.k.shape[1]
+
+    def query_bytes(self, heads: int) -> int:
+        """Return how much memory the queries of so many heads take, in bytes."""
+        return heads * self.q.shape[2] * self.q.shape[3] * self.q.itemsize
+
+    @property
     def heads(self) -> int:
         """Query heads, counted over the batch."""
         return self.q.shape[0] * self.q.shape[1]
+
+    def others(self, keys: bool) -> int:
+        """Return how many rows lists name: queries, those of blocks of keys; else keys."""
+        return self.q.shape[2] if keys else self.k.shape[2]
 
     def query_grid(self, heads: int | None = None) -> tuple[int]:
         """One program for each block of queries of each head, or of so many heads."""
@@ -157,8 +180,8 @@ class Problem:
     def head_chunks(self, bytes_each: int, first: int = 0, heads: int | None = None) -> Iterator[tuple[int, int]]:
         """Cut the heads, or some of them, into chunks, first and number, that take about WORKSPACE bytes; heads that
         share keys stay together."""
-        groups, end = self.q.shape[1] // self.k.shape[1], self.heads if heads is None else first + heads
-        count = max(1, WORKSPACE // max(1, bytes_each * groups)) * groups
+        end = self.heads if heads is None else first + heads
+        count = max(1, WORKSPACE // max(1, bytes_each * self.groups)) * self.groups
         return ((start, min(count, end - start)) for start in range(first, end, count))
 
     @property
@@ -337,12 +360,12 @@ def _compact(problem: Problem, bits: Tensor, lists: Tensor, first_head: int, key
         first_head: the head, counted over the batch, that they start with.
         keys: whether the blocks are of keys and the entries are queries.
     """
-    (heads, blocks, words_each), pitch = bits.shape, lists.shape[1]
+    (heads, blocks, words_each), pitch, n = bits.shape, lists.shape[1], problem.others(keys)
     inputs, sizes, grid = problem.inputs(), problem.sizes(first_head), (heads * blocks,)
     count_kernel[grid](inputs, sizes, bits, lists, blocks, words_each, pitch, DENSEST, keys, num_warps=1)
     chunk = 32 if INTERPRETED else 1024
-    share_kernel[(heads,)](lists, blocks, pitch, pitch - HEADER.value * blocks, chunk, num_warps=4)
-    compact_kernel[grid](inputs, sizes, bits, lists, blocks, words_each, pitch, keys, num_warps=1)
+    share_kernel[(heads,)](lists, blocks, pitch, pool_entries(pitch, blocks, n), chunk, num_warps=4)
+    compact_kernel[grid](inputs, sizes, bits, lists, blocks, words_each, pitch, keys, n <= NARROW, num_warps=1)
 
 
 def threshold(method: str, problem: Problem) -> tuple[Tensor, Tensor | None]:
@@ -396,35 +419,84 @@ def backward_gradients(
         keyed = problem.inputs(kind, key_tiles=key_tiles)
         grad_key_value_kernel[problem.key_grid()](keyed, sizes, up, dk, dv, None, **options)
         return dq, dk, dv, d_alpha
-    tiles, blocks = problem.tiles, problem.key_blocks
-    words_each = problem.query_blocks * (tiles.block_m // WORD)
-    noted = list_tiles(lists.shape[1], problem.query_blocks, tiles.block_n) * 2 * tiles.block_m
-    word = getattr(torch, f"int{tiles.block_n // 2}")  # a bit for every second key of a tile
-    size = column_list_size(blocks, q.shape[2])
-    for start, count in problem.head_chunks(2 * blocks * words_each + max(word.itemsize * noted, 4 * size)):
-        sizes, grid = problem.sizes(start), problem.query_grid(count)
-        masks = torch.empty(count, noted, dtype=word, device=q.device)
-        whole = torch.zeros(triton.cdiv(count * blocks * words_each, 2), dtype=torch.int32, device=q.device)
-        used = whole.view(torch.int16)[: count * blocks * words_each].view(count, blocks, words_each)
+    each = 2 * problem.key_blocks * _words_each(problem) + 4 * column_list_size(problem.key_blocks, q.shape[2])
+    for start, count in problem.head_chunks(each):
+        _gradients_along_lists(problem, up, out2, lists, (dq, dk, dv, d_alpha), start, count)
+    return dq, dk, dv, d_alpha
+
+
+def _words_each(problem: Problem) -> int:
+    """Return how many words say which queries use a block of keys, one bit a query."""
+    return problem.query_blocks * (problem.tiles.block_m // WORD)
+
+
+def _gradients_along_lists(
+    problem: Problem, up: Upstream, out2: Tensor, lists: Tensor, results: tuple, start: int, heads: int
+) -> None:
+    """Write the gradients of some heads along lists of columns.
+
+    Args:
+        results: dQ, dK and dV, and d_alpha or None.
+        start, heads: the first head, counted over the batch, and how many.
+    """
+    dq, dk, dv, d_alpha = results
+    shape, device = (heads, problem.key_blocks, _words_each(problem)), dq.device
+    numbers = math.prod(shape)
+    whole = torch.zeros(triton.cdiv(numbers, 2), dtype=torch.int32, device=device)
+    used = whole.view(torch.int16)[:numbers].view(shape)
+    inputs, options = problem.inputs("columns", query_tiles=lists), problem.visit_options("columns")
+    for first, part, masks in _mask_rounds(problem, lists, (dk, dv), start, heads):
+        sizes, grid = problem.sizes(first), problem.query_grid(part)
         grad_query_kernel[grid](inputs, sizes, up, out2, dq, d_alpha, masks, used, **options)
         scatter_kernel[(grid[0] * SCATTERED,)](inputs, sizes, masks, whole, SCATTERED, num_warps=1)
-        del masks  # the lists take its place
-        key_tiles = torch.empty(count, size, dtype=torch.int32, device=q.device)
-        _compact(problem, used, key_tiles, start, keys=True)
-        keyed = problem.inputs(kind, key_tiles=key_tiles)
-        pieces = _pieces(problem, keyed, sizes, count)
-        slots = pieces.owner.numel()
-        grid = (problem.key_grid(count)[0] + slots,)
-        grad_key_value_kernel[grid](keyed, sizes, up, dk, dv, pieces, **problem.options)
-        add_pieces_kernel[(slots,)](keyed, sizes, pieces, dk, dv, num_warps=4)
-    return dq, dk, dv, d_alpha
+    del masks  # the lists and the pieces take its place
+    size = column_list_size(problem.key_blocks, problem.q.shape[2])
+    key_tiles = torch.empty(heads, size, dtype=torch.int32, device=device)
+    _compact(problem, used, key_tiles, start, keys=True)
+    keyed, sizes = problem.inputs("columns", key_tiles=key_tiles), problem.sizes(start)
+    pieces = _pieces(problem, keyed, sizes, heads)
+    slots = pieces.owner.numel()
+    grid = (problem.key_grid(heads)[0] + slots,)
+    grad_key_value_kernel[grid](keyed, sizes, up, dk, dv, pieces, **problem.options)
+    add_pieces_kernel[(slots,)](keyed, sizes, pieces, dk, dv, num_warps=4)
+
+
+def _mask_rounds(
+    problem: Problem, lists: Tensor, spare: tuple[Tensor, Tensor], start: int, heads: int
+) -> Iterator[tuple[int, int, Masks]]:
+    """Cut heads into rounds: yield the first head and the number of each, and where its masks go.
+
+    They go where dK and dV are to be written later, and as many more as take about what queries do.
+    """
+    tiles, blocks, word = problem.tiles, problem.query_blocks, getattr(torch, f"int{problem.tiles.block_n // 2}")
+    number = list_tiles(pool_entries(lists.shape[1], blocks, problem.k.shape[2]), blocks, tiles.block_n)
+    each = number * 2 * tiles.block_m
+    places = [_as_words(x, word, start // problem.groups, heads // problem.groups) for x in spare]
+    rooms = [x.numel() // each for x in places]
+    most = max(1, min(WORKSPACE, problem.query_bytes(heads)) // (each * word.itemsize))
+    count = triton.cdiv(heads, triton.cdiv(heads, sum(rooms) + most))
+    rest = count - sum(rooms)
+    more = torch.empty(rest * each, dtype=word, device=lists.device) if rest > 0 else places[rooms[0] == 0]
+    places = [place if room else more for place, room in zip(places, rooms, strict=True)]
+    for first in range(start, start + heads, count):
+        masks = Masks(*places, more, *map(sealed, (*rooms, number, first - start)))
+        yield first, min(count, start + heads - first), masks
+
+
+def _as_words(x: Tensor, word: torch.dtype, start: int, heads: int) -> Tensor:
+    """Return the memory of some heads of (B, H, N, D), contiguous, as numbers; none if it does not start with one."""
+    size, step = x.shape[2] * x.shape[3], max(1, word.itemsize // x.itemsize)
+    numbers = 0 if start * size % step else heads * size // step * step
+    return x.view(-1)[start * size : start * size + numbers].view(word)
 
 
 def _pieces(problem: Problem, keyed: Inputs, sizes: Sizes, heads: int) -> Pieces:
     """Return the pieces that the walks of these query heads' blocks of keys are cut into; see worklists/pieces.py."""
     blocks, device = problem.key_blocks, problem.q.device
     kv_heads = problem.key_grid(heads)[0] // blocks
-    room = max(1, min(PIECES // kv_heads, 2 * blocks))
+    piece = 8 * keyed.BLOCK_N.value * keyed.BLOCK_D.value  # bytes
+    most = min(PIECES, 3 * problem.query_bytes(heads) // (8 * piece))
+    room = max(1, min(most // kv_heads, 2 * blocks))
     first, owner = (torch.empty(kv_heads, n, dtype=torch.int32, device=device) for n in (blocks, room))
     lengths = torch.empty(kv_heads, dtype=torch.int32, device=device)
     shape = (kv_heads, room, 2, keyed.BLOCK_N.value, keyed.BLOCK_D.value)

@@ -21,11 +21,13 @@ class System:
         build: problem to a function of q, k and v; raises NotMeasured, NotImplementedError or ImportError where the
             system cannot take the problem. What it prepares (compiling, masks) belongs to the first call.
         takes_iterations: whether ``solver`` may set how many iterations its threshold gets.
+        prepared: says why the first call for a problem is not what a user's would be; None where it is.
     """
 
     computes: str
     build: Callable[[Problem], Attention]
     takes_iterations: bool = False
+    prepared: Callable[[Problem], str | None] = lambda problem: None
 
     def alpha(self, problem_alpha: float) -> float:
         """Return the alpha of what it computes; softmax is 1."""
@@ -37,7 +39,7 @@ SYSTEMS: dict[str, System] = {
     "cudnn": System(SOFTMAX, softmax.cudnn),
     "fa2_triton": System(SOFTMAX, softmax.flex),
     "adasplash_pypi_v1": System(ENTMAX, published.first, takes_iterations=True),
-    "adasplash_pypi_v2": System(ENTMAX, published.second, takes_iterations=True),
+    "adasplash_pypi_v2": System(ENTMAX, published.second, takes_iterations=True, prepared=published.tuned_before),
     "adasplash": System(ENTMAX, partial(own.kernels, "adasplash"), takes_iterations=True),
     "adasplash_nomask": System(ENTMAX, partial(own.kernels, "adasplash_nomask"), takes_iterations=True),
     "adasplash2": System(ENTMAX, partial(own.kernels, "adasplash2"), takes_iterations=True),

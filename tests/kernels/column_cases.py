@@ -185,11 +185,17 @@ def headers(lists: Tensor, blocks: int) -> Tensor:
     return lists[:, : HEADER.value * blocks].unflatten(1, (blocks, HEADER.value))
 
 
+def pools(lists: Tensor, blocks: int) -> Tensor:
+    """Return the entries of lists (heads, numbers), which name fewer rows than 16 bits tell apart unless a test limits
+    that, (heads, entries) int32."""
+    pool = lists[:, HEADER.value * blocks :]
+    return pool.contiguous().view(torch.int16).int() & 0xFFFF if launch.NARROW else pool
+
+
 def named(lists: Tensor, blocks: int) -> list[list[list[int]]]:
     """Return the entries of each list of each head; all must be there, and lie in the pool."""
     found: list[list[list[int]]] = []
-    for numbers in lists.tolist():
-        pool = numbers[HEADER.value * blocks :]
+    for numbers, pool in zip(lists.tolist(), pools(lists, blocks).tolist(), strict=True):
         found.append([])
         for block in range(blocks):
             count, _, _, start = numbers[HEADER.value * block :][: HEADER.value]
@@ -222,7 +228,8 @@ def span(seen: Tensor, tile: int, words: int) -> int:
 def shares(wanted: list[int], pool: int) -> tuple[list[int], list[int]]:
     """Return how long the lists of a head may be, in order of blocks, and where they start.
 
-    Each starts where the ones before it would end, whether or not they fit; none fits after one that does not.
+    Each starts where the ones before it would end, whether or not they fit, at an even place; none fits after one that
+    does not.
 
     Args:
         wanted: lengths; -1 for no list.
@@ -231,7 +238,7 @@ def shares(wanted: list[int], pool: int) -> tuple[list[int], list[int]]:
     counts, starts, taken = [], [], 0
     for count in wanted:
         starts.append(taken)
-        taken += max(count, 0)
+        taken += max(count, 0) + count % 2 * (count > 0)
         counts.append(count if taken <= pool else -1)
     return counts, starts
 
@@ -251,12 +258,12 @@ def check_lists(lists: Tensor, expected: list[list[list[int]]], seen: Tensor, ti
         words: of a block's bits.
 
     Returns:
-        Which numbers are to be there, a mask of ``lists``; the others are those that nobody has written.
+        Which entries are to be there, a mask of ``pools``; the others are those that nobody has written.
     """
-    seen, written = seen.cpu(), torch.zeros(lists.shape, dtype=torch.bool)
     heads, blocks = seen.shape[:2]
-    pool = lists.shape[1] - HEADER.value * blocks
-    written[:, : HEADER.value * blocks] = True
+    seen, entries_of = seen.cpu(), pools(lists, blocks).cpu()
+    pool = entries_of.shape[1]
+    written = torch.zeros(heads, pool, dtype=torch.bool)
     assert len(expected) == lists.shape[0] == heads and all(len(x) == blocks for x in expected)
     for head, numbers in enumerate(lists.tolist()):
         wanted = [
@@ -273,9 +280,8 @@ def check_lists(lists: Tensor, expected: list[list[list[int]]], seen: Tensor, ti
             assert inner == sum(x < high for x in entries), where
             if count >= 0:
                 assert start == starts[block], where
-                place = HEADER.value * blocks + start
-                assert numbers[place : place + count] == entries, where
-                written[head, place : place + count] = True
+                assert entries_of[head, start : start + count].tolist() == entries, where
+                written[head, start : start + count] = True
     return written.to(lists.device)
 
 
@@ -304,12 +310,15 @@ def limit_some(
         wanted.append((counts, spans, seen.shape[3]))
     most = max(map(max, wanted[0][0]))
     found = {}
-    for value in [i / 50 for i in range(1, 50)] if name == "DENSEST" else range(1, most, 1 + most // 50):
+    for value in [i / 50 for i in range(1, 50)] if name == "DENSEST" else range(0, most, 1 + most // 50):
         monkeypatch.setattr(launch, name, value)
         over = []
         for counts, spans, n in wanted:
             left = [
-                shares([-1 if too_dense(*x) else x[0] for x in zip(a, b, strict=True)], len(a) * min(launch.ENTRIES, n))
+                shares(
+                    [-1 if too_dense(*x) else x[0] for x in zip(a, b, strict=True)],
+                    2 * len(a) * math.ceil(min(launch.ENTRIES, n) / 2),
+                )
                 for a, b in zip(counts, spans, strict=True)
             ]
             over.append([x < 0 for of_head, _ in left for x in of_head])

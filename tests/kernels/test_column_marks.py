@@ -15,11 +15,12 @@ from oracle import gradients
 from torch import Tensor
 
 from adasplash_kernels import launch
-from adasplash_kernels.inputs import open_sizes
+from adasplash_kernels.inputs import open_sizes, sealed
 from adasplash_kernels.launch import Problem
 from adasplash_kernels.scores import query_block
 from adasplash_kernels.worklists.columns import WORD
 from adasplash_kernels.worklists.marks import (
+    Masks,
     list_tiles,
     mark_queries,
     masks_of_list,
@@ -40,8 +41,8 @@ def _mark_kernel(x, size, weights, masks, used):
     size = open_sizes(x, size)
     at = query_block(x, size)
     walk = query_list(x, size, at)
+    used, step = words_of_queries(x, size, at.head_index, at.index, masks, used)
     masks = masks_of_list(x, size, at.head_index, at.index, masks)
-    used, step = words_of_queries(x, size, at.head_index, at.index, used)
     first, count = run(walk, 0, x.LISTS, MIXED, x.BLOCK_N)
     rows = (at.head_index * size.n_q + at.rows)[:, None] * size.n_k
     for i in range(count):
@@ -52,19 +53,30 @@ def _mark_kernel(x, size, weights, masks, used):
         mark_queries(x, walk, first + i, masks, used, step, u)
 
 
-def scattered(problem: Problem, lists: Tensor, weights: Tensor, first_head: int, heads: int, parts: int) -> Tensor:
-    """Return which queries use which blocks of keys, (heads, key blocks, queries of whole blocks) bool."""
-    tiles = problem.tiles
-    size = list_tiles(lists.shape[1], problem.query_blocks, tiles.block_n) * 2 * tiles.block_m
+def scattered(problem: Problem, lists: Tensor, weights: Tensor, rounds: list[int], parts: int) -> Tensor:
+    """Return which queries use which blocks of keys, (heads, key blocks, queries of whole blocks) bool.
+
+    Args:
+        rounds: heads of each launch.
+    """
+    tiles, heads = problem.tiles, sum(rounds)
+    room = launch.pool_entries(lists.shape[1], problem.query_blocks, problem.k.shape[2])
+    number = list_tiles(room, problem.query_blocks, tiles.block_n)
     word = getattr(torch, f"int{tiles.block_n // 2}")
-    guarded = torch.full((heads * size + 8,), 77, dtype=word, device=lists.device)
     words = problem.query_blocks * (tiles.block_m // WORD)
     whole = torch.zeros(triton.cdiv(heads * problem.key_blocks * words, 2), dtype=torch.int32, device=lists.device)
     used = whole.view(torch.int16)[: heads * problem.key_blocks * words].view(heads, problem.key_blocks, words)
-    inputs, sizes = problem.inputs("columns", query_tiles=lists), problem.sizes(first_head)
-    _mark_kernel[problem.query_grid(heads)](inputs, sizes, weights, guarded[:-8], used, num_warps=4)
-    assert (guarded[-8:] == 77).all()
-    scatter_kernel[(problem.query_grid(heads)[0] * parts,)](inputs, sizes, guarded[:-8], whole, parts, num_warps=1)
+    inputs, first = problem.inputs("columns", query_tiles=lists), 0
+    for count in rounds:
+        each = (count // 2, count // 4, count)  # of the last place there is more than is needed
+        guarded = [torch.full((n * number * 2 * tiles.block_m + 8,), 77, dtype=word, device=lists.device) for n in each]
+        masks = Masks(*(x[:-8] for x in guarded), *map(sealed, (*each[:2], number, first)))
+        grid, sizes = problem.query_grid(count), problem.sizes(first)
+        _mark_kernel[grid](inputs, sizes, weights, masks, used, num_warps=4)
+        assert all((x[-8:] == 77).all() for x in guarded)
+        assert (guarded[2][(count - sum(each[:2])) * number * 2 * tiles.block_m :] == 77).all()
+        scatter_kernel[(grid[0] * parts,)](inputs, sizes, masks, whole, parts, num_warps=1)
+        first += count
     return unpacked(used)
 
 
@@ -104,9 +116,8 @@ def test_bits_of_queries(device, monkeypatch, dtype, limit, n_q, n_k, parts):
     expected = expected.unflatten(2, (-1, keys)).any(3).mT
     assert expected.any() and not expected[..., :n_q].all()
     weights = weights.to(device)
-    for chunks in ([(0, 4)], [(0, 2), (2, 2)]):
-        found = torch.cat([scattered(problem, lists, weights, *part, parts) for part in chunks])
-        assert torch.equal(found.cpu(), expected)
+    for rounds in ([4], [1, 3]):
+        assert torch.equal(scattered(problem, lists, weights, rounds, parts).cpu(), expected)
 
 
 @pytest.mark.parametrize("limit", [None, "DENSEST", "ENTRIES"])

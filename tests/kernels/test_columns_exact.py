@@ -157,10 +157,7 @@ def test_chunks_of_heads_change_nothing(device, monkeypatch, compactions):
     whole, alone, uneven = [(0, 8)], [(0, 2), (2, 2), (4, 2), (6, 2)], [(0, 6), (6, 2)]
     assert chunks(False) == chunks(True) == whole
     of_keys, of_queries = (next(x for x in compactions if x.keys is keys) for keys in (False, True))
-    blocks, tiles = of_keys.bits.shape[1], launch.choose_tiles(16, torch.float32)
-    noted = (of_keys.lists.shape[1] - 4 * blocks) // tiles.block_n + blocks  # tiles, of one bit a weight
-    noted *= tiles.block_m * tiles.block_n // 8
-    each = [of_keys.bits[0].nbytes, of_queries.bits[0].nbytes + max(noted, of_queries.lists[0].nbytes)]
+    each = [of_keys.bits[0].nbytes, of_queries.bits[0].nbytes + of_queries.lists[0].nbytes]
     for space, by_keys, by_queries in ((6 * each[0], uneven, alone), (6 * each[1], whole, uneven)):
         compactions.clear()
         monkeypatch.setattr(launch, "WORKSPACE", space)
@@ -168,7 +165,29 @@ def test_chunks_of_heads_change_nothing(device, monkeypatch, compactions):
         assert chunks(False) == by_keys and chunks(True) == by_queries
     compactions.clear()
     monkeypatch.setattr(launch, "WORKSPACE", 1)
-    assert torch.equal(run(*inputs), expected[0]) and chunks(False) == alone
+    assert all(map(torch.equal, gradients(run, inputs, upstream), expected))
+    assert chunks(False) == chunks(True) == alone
+
+
+# Entries of 32 bits
+
+
+@pytest.mark.parametrize("case", ["causal, fewer queries", "packed", "dense, grouped heads"])
+def test_long_rows_change_nothing(device, monkeypatch, compactions, case):
+    """Lists of more than 65,536 rows, here of fewer: the same entries in numbers of their own, the same bits."""
+    monkeypatch.setattr(launch, "DENSEST", ANY)
+    at = setting(case, device)
+    run, inputs = functools.partial(columns, **at.options), (at.problem.q, at.problem.k, at.problem.v)
+    upstream = torch.randn(at.problem.q.shape, device=device)
+    blocks = {False: at.problem.query_blocks, True: at.problem.key_blocks}
+    found = []
+    for narrow in (launch.NARROW, 0):
+        monkeypatch.setattr(launch, "NARROW", narrow)
+        compactions.clear()
+        gradient = gradients(run, inputs, upstream)
+        found.append((gradient, [(x.keys, named(x.lists, blocks[x.keys])) for x in compactions]))
+    assert all(map(torch.equal, found[0][0], found[1][0])) and found[0][1] == found[1][1]
+    assert {keys for keys, _ in found[0][1]} == {False, True} and any(map(any, found[0][1][0][1]))
 
 
 # Scores of any size
@@ -311,13 +330,58 @@ def test_rows_of_scores_make_no_list(device, alpha):
 # Sizes
 
 
-@pytest.mark.parametrize("entries", [0, 100, 2560])
+@pytest.mark.parametrize("entries", [0, 99, 100, 2560])
 def test_column_list_size(monkeypatch, entries):
-    """A header a block, and a pool that has room for every row or for so many a block."""
+    """A header a block, and a pool that has room for every row or for so many a block: two a number up to 65,536.
+
+    Rounded up to an even number, as lists start at even places.
+    """
     monkeypatch.setattr(launch, "ENTRIES", entries)
     for blocks in (1, 3, 100):
-        for n in (0, 1, 99, 100, 101, 2559, 2560, 2561, 10**6):
-            assert launch.column_list_size(blocks, n) == blocks * (4 + min(n, entries))
+        for n in (0, 1, 99, 100, 101, 2559, 2560, 2561, 2**16, 2**16 + 1, 10**6):
+            size, pairs = launch.column_list_size(blocks, n), math.ceil(min(n, entries) / 2)
+            assert size == blocks * (4 + (pairs if n <= 2**16 else 2 * pairs))
+            assert launch.pool_entries(size, blocks, n) == 2 * pairs * blocks
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "batch", "d"), [(4, 4, 1, 16), (6, 2, 2, 16), (3, 1, 1, 5), (8, 1, 2, 1)]
+)
+@pytest.mark.parametrize("space", [0, 2000, 10**9])
+def test_where_masks_go(monkeypatch, device, heads, kv_heads, batch, d, space):
+    """Every head of a chunk in one round, and what it notes where no other of the round does: within what is there."""
+    monkeypatch.setattr(launch, "WORKSPACE", space)
+    n_q, n_k = 37, 45
+    q = torch.zeros(batch, heads, n_q, d, dtype=torch.bfloat16, device=device)
+    dk, dv = (torch.zeros(batch, kv_heads, n_k, d, dtype=torch.bfloat16, device=device) for _ in range(2))
+    problem = Problem(q, dk, dv, None, "1.5", 1.0)
+    pool = problem.query_blocks * min(launch.ENTRIES, n_k)
+    lists = torch.zeros(batch * heads, launch.column_list_size(problem.query_blocks, n_k), device=device)
+    groups = heads // kv_heads
+    for start, count in ((0, batch * heads), (groups, groups)):
+        done = []
+        for first, part, masks in launch._mask_rounds(problem, lists, (dk, dv), start, count):
+            tiles, in_first, in_second, before = (
+                (x - 3) // 2 for x in (masks.tiles, masks.in_first, masks.in_second, masks.before)
+            )
+            assert before == first - start and tiles * problem.tiles.block_n >= pool
+            each = tiles * problem.tiles.block_m * problem.tiles.block_n // 8
+            taken, left = [], part
+            for place, most in ((masks.first, in_first), (masks.second, in_second), (masks.third, left)):
+                number = min(left, most)
+                left -= number
+                end = place.data_ptr() + number * each
+                assert number == 0 or end <= place.untyped_storage().data_ptr() + place.untyped_storage().nbytes()
+                taken += [(place.data_ptr(), end)] * (number > 0)
+                for x in (dk, dv):  # those of these heads alone
+                    own = x.view(-1)[start // groups * n_k * d : (start + count) // groups * n_k * d]
+                    if number and place.untyped_storage().data_ptr() == x.untyped_storage().data_ptr():
+                        assert own.data_ptr() <= place.data_ptr() and end <= own.data_ptr() + own.nbytes
+            assert left == 0
+            taken.sort()
+            assert all(a[1] <= b[0] for a, b in zip(taken, taken[1:], strict=False))
+            done += range(first, first + part)
+        assert done == list(range(start, start + count))
 
 
 @pytest.mark.parametrize(("batch", "heads", "kv_heads"), [(1, 1, 1), (3, 4, 4), (2, 6, 2), (5, 4, 1)])

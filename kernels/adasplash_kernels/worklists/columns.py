@@ -10,8 +10,9 @@ The gradients of keys and values walk the transpose: for each block of keys, the
 come from the gradient of queries (see marks.py), and are compacted by the same kernel.
 
 The lists of a head share one pool, each taking what it needs, so that the long ones of a few blocks need not fit into
-an even share. A block whose list would save little, or finds the pool used up, visits all tiles instead: as exact, only
-slower. All this is decided on the device and does not depend on the order in which programs run.
+an even share; entries take 16 bits where row numbers fit. A block whose list would save little, or finds the pool used
+up, visits all tiles instead: as exact, only slower. All this is decided on the device and does not depend on the order
+in which programs run.
 """
 
 from __future__ import annotations
@@ -177,13 +178,16 @@ def count_kernel(x, size, bits, lists, blocks, words, pitch, densest, KEYS: tl.c
 @launched_by_key
 @triton.jit(do_not_specialize=["blocks", "pitch", "pool"])
 def share_kernel(lists, blocks, pitch, pool, CHUNK: tl.constexpr):
-    """Say where each list of a head starts in the pool, or -1 for its count where it does not fit."""
+    """Say where each list of a head starts in the pool, or -1 for its count where it does not fit.
+
+    Starts are even, as two entries of 16 bits are loaded together.
+    """
     header = lists + tl.program_id(0).to(tl.int64) * pitch
     taken = tl.full((), 0, tl.int64)
     for start in range(0, blocks, CHUNK):
         block = start + tl.arange(0, CHUNK)
         count = tl.load(header + block * HEADER, mask=block < blocks, other=0)
-        wanted = tl.maximum(count, 0).to(tl.int64)
+        wanted = (tl.maximum(count, 0).to(tl.int64) + 1) // 2 * 2
         until = taken + tl.cumsum(wanted, 0)
         tl.store(header + block * HEADER, tl.where(until > pool, -1, count), mask=block < blocks)
         tl.store(header + block * HEADER + 3, (until - wanted).to(tl.int32), mask=block < blocks)
@@ -192,13 +196,20 @@ def share_kernel(lists, blocks, pitch, pool, CHUNK: tl.constexpr):
 
 @launched_by_key
 @triton.jit(do_not_specialize=["blocks", "words", "pitch"])
-def compact_kernel(x, size, bits, lists, blocks, words, pitch, KEYS: tl.constexpr):
-    """Write the entries of one block's list, ascending, where its header says; arguments as for ``count_kernel``."""
+def compact_kernel(x, size, bits, lists, blocks, words, pitch, KEYS: tl.constexpr, NARROW: tl.constexpr):
+    """Write the entries of one block's list, ascending, where its header says; arguments as for ``count_kernel``.
+
+    Args:
+        NARROW: whether entries take 16 bits.
+    """
     size = open_sizes(x, size)
     head, index, begin, end, _inner_low, _inner_high = _block_span(x, size, blocks, KEYS)
     row = bits + (head * blocks + index) * words
     header = lists + head * pitch + index * HEADER
-    entries = lists + head * pitch + blocks * HEADER + tl.load(header + 3)
+    entries = lists + head * pitch + blocks * HEADER
+    if NARROW:
+        entries = entries.to(tl.pointer_type(tl.uint16), bitcast=True)
+    entries += tl.load(header + 3)
     end = tl.where(tl.load(header) > 0, tl.minimum(end, words), begin)
     before = 0
     for start in range(begin, end, _CHUNK):
@@ -209,5 +220,5 @@ def compact_kernel(x, size, bits, lists, blocks, words, pitch, KEYS: tl.constexp
         before += tl.sum(count, 0)
         for i in tl.static_range(_WORD):
             bit = (value >> i) & 1
-            tl.store(entries + to, word * _WORD + i, mask=bit > 0)
+            tl.store(entries + to, (word * _WORD + i).to(entries.dtype.element_ty), mask=bit > 0)
             to += bit

@@ -12,13 +12,15 @@ bits 2 j and 2 j + 1 of the half.
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
-from ..inputs import open_sizes
+from ..inputs import open_sizes, opened
 from ..launching import launched_by_key
 from .columns import WORD
-from .walk import HEADER, lowest_bit
+from .walk import HEADER, entry_place, load_entries, lowest_bit
 
 _WORD = tl.constexpr(WORD)
 
@@ -44,42 +46,69 @@ def _queries(words, HALF: tl.constexpr):
     return tl.sum(both << tl.arange(0, 8)[None, :], 1).to(tl.int16)
 
 
+class Masks(NamedTuple):
+    """Where the words of the heads of a launch are: of some in one place, of the next in another.
+
+    What is noted is used up before dK and dV are written, and lies there as far as it fits.
+
+    Attributes:
+        first, second, third: (heads, tiles, BLOCK_M / 16, 8, 4) integers of BLOCK_N / 2 bits.
+        in_first, in_second: the heads of the first place, and of the second, sealed (see inputs.py).
+        tiles: room for so many in a head, sealed.
+        before: heads with lists of queries together with these, sealed, that earlier launches have done.
+    """
+
+    first: Any
+    second: Any
+    third: Any
+    in_first: int
+    in_second: int
+    tiles: int
+    before: int
+
+
 @triton.jit
 def masks_of_list(x, size, head_index, index, masks):
     """Return where the words of a block's list start.
 
     A list starts anywhere in its pool. A tile more for each block before leaves room for tiles that are not full.
-
-    Args:
-        masks: (heads of this launch, tiles, BLOCK_M / 16, 8, 4) integers of BLOCK_N / 2 bits.
     """
-    blocks = tl.cdiv(size.n_q, x.BLOCK_M)
+    in_first, in_second = opened(masks.in_first), opened(masks.in_second)
+    place = head_index - size.first_head
+    if place < in_first:
+        base = masks.first
+    elif place < in_first + in_second:
+        base = masks.second
+        place -= in_first
+    else:
+        base = masks.third
+        place -= in_first + in_second
     start = tl.load(x.query_tiles + head_index * size.query_lists + index * HEADER + 3)
-    tiles = (size.query_lists - blocks * HEADER) // x.BLOCK_N + blocks
-    tile = (head_index - size.first_head) * tiles + start // x.BLOCK_N + index
-    return masks + tile * (2 * x.BLOCK_M)
+    tile = place * opened(masks.tiles) + start // x.BLOCK_N + index
+    return base + tile * (2 * x.BLOCK_M)
 
 
-def list_tiles(lists: int, blocks: int, block: int) -> int:
+def list_tiles(pool: int, blocks: int, block: int) -> int:
     """Return how many tiles there must be room for in a head.
 
     Args:
-        lists: numbers of its lists of columns, headers and pool.
+        pool: entries of its lists of columns together, at the most.
         blocks: lists.
         block: entries of a tile.
     """
-    return (lists - blocks * HEADER.value) // block + blocks
+    return pool // block + blocks
 
 
 @triton.jit
-def words_of_queries(x, size, head_index, index, used):
+def words_of_queries(x, size, head_index, index, masks, used):
     """Return where the words of a block of queries are for the first block of keys, and how far for the next.
 
     Args:
-        used: (heads of this launch, key blocks, query blocks, BLOCK_M / 16) int16, one bit a query.
+        masks: a ``Masks``.
+        used: (heads before this launch and of it, key blocks, query blocks, BLOCK_M / 16) int16, one bit a query.
     """
     each: tl.constexpr = x.BLOCK_M // _WORD
-    row = (head_index - size.first_head) * tl.cdiv(size.n_k, x.BLOCK_N)
+    row = (head_index - size.first_head + opened(masks.before)) * tl.cdiv(size.n_k, x.BLOCK_N)
     blocks = tl.cdiv(size.n_q, x.BLOCK_M)
     return used + (row * blocks + index) * each, blocks * each
 
@@ -113,8 +142,8 @@ def scatter_kernel(x, size, masks, used, PARTS: tl.constexpr):
     ever set, so the order in which programs come does not matter.
 
     Args:
-        masks: (heads of this launch, tiles, BLOCK_M / 16, 8, 4), as ``mark_queries`` leaves them.
-        used: the (heads of this launch, key blocks, query blocks, BLOCK_M / 16) int16, one bit a query, seen as int32.
+        masks: a ``Masks``, as ``mark_queries`` leaves them.
+        used: those of ``words_of_queries``, seen as int32.
     """
     size = open_sizes(x, size)
     blocks = tl.cdiv(size.n_q, x.BLOCK_M)
@@ -123,9 +152,9 @@ def scatter_kernel(x, size, masks, used, PARTS: tl.constexpr):
     head_index = (size.first_head + number // blocks).to(tl.int64)
     lists = x.query_tiles + head_index * size.query_lists
     count = tl.load(lists + index * HEADER)
-    entries = lists + blocks * HEADER + tl.load(lists + index * HEADER + 3)
+    entries = entry_place(lists, blocks, lists + index * HEADER, x.LISTS)
+    first, step = words_of_queries(x, size, head_index, index, masks, 0)
     masks = masks_of_list(x, size, head_index, index, masks)
-    first, step = words_of_queries(x, size, head_index, index, 0)
     half: tl.constexpr = x.BLOCK_N // 4
     every: tl.constexpr = 2 ** (x.BLOCK_N // 2) - 1
     lane = tl.arange(0, 2 * x.BLOCK_M)
@@ -137,7 +166,7 @@ def scatter_kernel(x, size, masks, used, PARTS: tl.constexpr):
             bit, rest = lowest_bit(words)
             entry = tile * x.BLOCK_N + bit % half // 2 * 8 + lane % 4 * 2 + bit % 2
             there = (words != 0) & (entry < count)  # past the end of a list rows of NaN have bits
-            key = tl.load(entries + entry, mask=there, other=0)
+            key = load_entries(entries, entry, there, x.LISTS, 0)
             place = first + (key // x.BLOCK_N).to(tl.int64) * step + lane // 32
             query = tl.where(there, bit // half * 8 + lane % 32 // 4 + (place & 1).to(tl.int32) * _WORD, 0)
             tl.atomic_or(used + place // 2, 1 << query, mask=there, sem="relaxed")

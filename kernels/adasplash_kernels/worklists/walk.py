@@ -3,7 +3,8 @@
 Without a list there is one run, of all the tiles the mask of attention leaves, and it is walked in two parts: first the
 tiles at the edges of the mask, then those inside, whose scores need none. They are loops of their own because what a
 mask takes is in the way of the tiles inside even where it is skipped. A bit mask of tiles has a run a word, as long as
-its set bits (see tiles.py). A list of columns has one run, of tiles gathered from the rows it names (see columns.py).
+its set bits (see tiles.py). A list of columns has one run, of tiles gathered from the rows it names (see columns.py);
+where row numbers fit into 16 bits, two entries share a number.
 A new kind of list is a new branch of these functions.
 """
 
@@ -50,13 +51,36 @@ def tile_list(start, at):
 
 
 @triton.jit
-def column_list(head_lists, blocks, at, BLOCK: tl.constexpr):
+def entry_place(head_lists, blocks, header, LISTS: tl.constexpr):
+    """Return where the entries of a list of columns start: in the pool after a head's headers."""
+    start = tl.load(header + 3)
+    if LISTS == "columns16":
+        start = start // 2  # which is even
+    return head_lists + blocks * HEADER + start
+
+
+@triton.jit
+def load_entries(start, place, there, LISTS: tl.constexpr, OTHER: tl.constexpr):
+    """Return entries of a list of columns by their place in it; OTHER where none is ``there``.
+
+    Numbers of 16 bits are taken out of 32 here: smaller ones Triton does not fetch ahead.
+    """
+    if LISTS == "columns16":
+        both = tl.load(start + (place >> 1), mask=there, other=0)
+        found = tl.where(there, (both >> (place & 1) * 16) & 0xFFFF, OTHER)
+    else:
+        found = tl.load(start + place, mask=there, other=OTHER)
+    return found
+
+
+@triton.jit
+def column_list(head_lists, blocks, at, BLOCK: tl.constexpr, LISTS: tl.constexpr):
     """Return the walk of a block along its list of columns; BLOCK is the size of a tile on the side they are of."""
     header = head_lists + at.index * HEADER
     count = tl.load(header)
     listed = count >= 0
     return Walk(
-        head_lists + blocks * HEADER + tl.load(header + 3),
+        entry_place(head_lists, blocks, header, LISTS),
         tl.where(listed, 0, at.first),
         tl.where(listed, (count + BLOCK - 1) // BLOCK, at.last),
         tl.where(listed, tl.load(header + 1), at.inner_low),
@@ -85,7 +109,7 @@ def query_list(x, size, at):
         walk = tile_list(mask_row(x, size, at, x.query_tiles), at)
     else:
         lists = x.query_tiles + at.head_index * size.query_lists
-        walk = column_list(lists, tl.cdiv(size.n_q, x.BLOCK_M), at, x.BLOCK_N)
+        walk = column_list(lists, tl.cdiv(size.n_q, x.BLOCK_M), at, x.BLOCK_N, x.LISTS)
     return walk
 
 
@@ -100,7 +124,7 @@ def key_list(x, size, at, head):
         row = place * blocks + at.index
         walk = tile_list(x.key_tiles + row * tl.cdiv(tl.cdiv(size.n_q, x.BLOCK_M), 32), at)
     else:
-        walk = column_list(x.key_tiles + place * size.key_lists, blocks, at, x.BLOCK_M)
+        walk = column_list(x.key_tiles + place * size.key_lists, blocks, at, x.BLOCK_M, x.LISTS)
     return walk
 
 
@@ -168,8 +192,8 @@ def next_tile(walk, number, state, i, LISTS: tl.constexpr, PART: tl.constexpr, B
 def members(walk, tile, BLOCK: tl.constexpr, LISTS: tl.constexpr):
     """Return the rows of the other side that a tile stands for, past every end where there are none."""
     rows = tile * BLOCK + tl.arange(0, BLOCK)
-    if LISTS == "columns":
-        listed = tl.load(walk.start + rows, mask=rows < walk.count, other=_NOWHERE)
+    if LISTS == "columns" or LISTS == "columns16":
+        listed = load_entries(walk.start, rows, rows < walk.count, LISTS, _NOWHERE)
         rows = tl.where(walk.count < 0, rows, listed)
     return rows
 
