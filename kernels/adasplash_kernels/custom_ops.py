@@ -65,7 +65,8 @@ def differentiate(op: Any, backward_op: Any, backward: Callable, save: Callable)
     A gradient penalty differentiates what the backward op returned: it must raise, not be left out.
 
     Args:
-        backward: ``(ctx, *gradients)`` -> a gradient or None for each argument.
+        backward: ``(ctx, *gradients)`` -> a gradient or None for each argument; a gradient is None for an output that
+            has none, but not of all.
         save: ``(ctx, inputs, output)`` keeps what ``backward`` needs.
     """
     _differentiate(op, backward, save)
@@ -91,11 +92,14 @@ def _differentiate(op: Any, backward: Callable, save: Callable) -> None:
         def forward(ctx: Any, *arguments: Any) -> Any:
             *inputs, keys = arguments  # last, so that ctx.needs_input_grad goes by the op's own arguments
             output = compute(keys, inputs)
+            ctx.set_materialize_grads(False)  # zeros for outputs without a gradient take memory: lists, say, have none
             save(ctx, inputs, output)
             return output
 
         @staticmethod
         def backward(ctx: Any, *gradients: Any) -> tuple:
+            if all(x is None for x in gradients):  # where what comes after stopped the gradient
+                return (None,) * len(ctx.needs_input_grad)
             return *backward(ctx, *gradients), None
 
     @torch._disable_dynamo  # which traces what an op calls where it gave up on the caller

@@ -453,6 +453,7 @@ def _gradients_along_lists(
     size = column_list_size(problem.key_blocks, problem.q.shape[2])
     key_tiles = torch.empty(heads, size, dtype=torch.int32, device=device)
     _compact(problem, used, key_tiles, start, keys=True)
+    del used, whole
     keyed, sizes = problem.inputs("columns", key_tiles=key_tiles), problem.sizes(start)
     pieces = _pieces(problem, keyed, sizes, heads)
     slots = pieces.owner.numel()
@@ -466,14 +467,14 @@ def _mask_rounds(
 ) -> Iterator[tuple[int, int, Masks]]:
     """Cut heads into rounds: yield the first head and the number of each, and where its masks go.
 
-    They go where dK and dV are to be written later, and as many more as take about what queries do.
+    They go where dK and dV are to be written later, and as many more as take twice what queries do.
     """
     tiles, blocks, word = problem.tiles, problem.query_blocks, getattr(torch, f"int{problem.tiles.block_n // 2}")
     number = list_tiles(pool_entries(lists.shape[1], blocks, problem.k.shape[2]), blocks, tiles.block_n)
     each = number * 2 * tiles.block_m
     places = [_as_words(x, word, start // problem.groups, heads // problem.groups) for x in spare]
     rooms = [x.numel() // each for x in places]
-    most = max(1, min(WORKSPACE, problem.query_bytes(heads)) // (each * word.itemsize))
+    most = max(1, min(WORKSPACE, 2 * problem.query_bytes(heads)) // (each * word.itemsize))
     count = triton.cdiv(heads, triton.cdiv(heads, sum(rooms) + most))
     rest = count - sum(rooms)
     more = torch.empty(rest * each, dtype=word, device=lists.device) if rest > 0 else places[rooms[0] == 0]
@@ -486,8 +487,9 @@ def _mask_rounds(
 def _as_words(x: Tensor, word: torch.dtype, start: int, heads: int) -> Tensor:
     """Return the memory of some heads of (B, H, N, D), contiguous, as numbers; none if it does not start with one."""
     size, step = x.shape[2] * x.shape[3], max(1, word.itemsize // x.itemsize)
-    numbers = 0 if start * size % step else heads * size // step * step
-    return x.view(-1)[start * size : start * size + numbers].view(word)
+    if start * size % step:
+        return x.view(-1)[:0].view(word)
+    return x.view(-1)[start * size : start * size + heads * size // step * step].view(word)
 
 
 def _pieces(problem: Problem, keyed: Inputs, sizes: Sizes, heads: int) -> Pieces:
@@ -495,7 +497,7 @@ def _pieces(problem: Problem, keyed: Inputs, sizes: Sizes, heads: int) -> Pieces
     blocks, device = problem.key_blocks, problem.q.device
     kv_heads = problem.key_grid(heads)[0] // blocks
     piece = 8 * keyed.BLOCK_N.value * keyed.BLOCK_D.value  # bytes
-    most = min(PIECES, 3 * problem.query_bytes(heads) // (8 * piece))
+    most = min(PIECES, problem.query_bytes(heads) // (2 * piece))
     room = max(1, min(most // kv_heads, 2 * blocks))
     first, owner = (torch.empty(kv_heads, n, dtype=torch.int32, device=device) for n in (blocks, room))
     lengths = torch.empty(kv_heads, dtype=torch.int32, device=device)

@@ -141,6 +141,24 @@ def test_a_second_derivative_is_refused(device, method):
 
 
 @every_method
+def test_gradient_that_stops_behind_the_op(device, method):
+    """Nothing comes back where what follows has no gradient; zeros are not made up for it."""
+
+    class Stop(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, upstream: Tensor) -> None:
+            return None
+
+    q, k, v = (x.requires_grad_() for x in random_qkv(device, 20))
+    (Stop.apply(bind(method)(q, k, v)).sum() + v.sum()).backward()
+    assert q.grad is None and k.grad is None and (v.grad == 1).all()
+
+
+@every_method
 def test_gradients_repeat_bit_for_bit(device, method):
     q, k, v = random_qkv(device, 18 * stretch(device, 40), heads=4, kv_heads=2)
     alpha = torch.tensor([1.2, 1.5, 1.8, 2.0], device=device, requires_grad=True)
