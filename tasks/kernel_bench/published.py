@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from importlib import metadata
+from importlib import import_module, metadata
 from types import ModuleType
 
 import torch
@@ -41,8 +41,8 @@ def second(problem: Problem) -> Attention:
         raise NotMeasured("its second kernels are causal with alpha 1.5 only")
     if problem.n < _SHORTEST:
         raise NotMeasured(f"its second kernels need {_SHORTEST} tokens or more")
-    from adasplash import adasplash_v2
-
+    # by its full name: as an attribute of the package it is a function
+    adasplash_v2 = import_module("adasplash.adasplash_v2")
     options = {} if problem.iterations is None else {"niter": problem.iterations}
 
     def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -63,7 +63,7 @@ def _take_over_tuning(module: ModuleType, attention: Attention, problem: Problem
 
     They tune anew for every length, which is the first part of what they keep their choices by.
     """
-    tuners = [x for x in vars(module).values() if "N_CTX" in getattr(x, "keys", ())]
+    tuners = [x for x in vars(module).values() if isinstance(getattr(x, "keys", None), list) and "N_CTX" in x.keys]
     if not tuners or any(tuner.keys[0] != "N_CTX" for tuner in tuners):
         raise NotMeasured("how its second kernels keep what they tuned is not known")
     if not all(any(key[0] == TUNED_UP_TO for key in tuner.cache) for tuner in tuners):

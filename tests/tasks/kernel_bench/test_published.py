@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 
 from tasks.kernel_bench.problem import NotMeasured, Problem
+from tasks.kernel_bench import published
 from tasks.kernel_bench.published import _take_over_tuning, tuned_before
 
 PROBLEM = Problem(1, 4, 2, 32, 16, torch.float32, True, 1.5, torch.device("cpu"))
@@ -40,7 +42,7 @@ def package(*tuners):
             tuner(q)
         return q * k.sum() * v.sum()
 
-    return SimpleNamespace(sqrt=len, **{f"kernel_{i}": x for i, x in enumerate(tuners)}), attention
+    return SimpleNamespace(sqrt=len, table={}, kind=dict, **{f"kernel_{i}": x for i, x in enumerate(tuners)}), attention
 
 
 def test_long_lengths_take_what_was_tuned_at_a_short_one(short):
@@ -63,3 +65,26 @@ def test_another_package_is_not_guessed_at(short, tuners):
 def test_first_calls_that_are_not_as_published_say_so():
     assert tuned_before(replace(PROBLEM, n=16384)) is None
     assert tuned_before(replace(PROBLEM, n=32768)) == "tuned at 16384 tokens, not at 32768"
+
+
+@pytest.mark.parametrize("n", [64, 128])
+def test_second_kernels_are_found_where_the_package_has_them(monkeypatch, n):
+    """Its release 0.2.2 has a function of the same name as their module."""
+    tuner = Tuner()
+    package_, module = ModuleType("adasplash"), ModuleType("adasplash.adasplash_v2")
+    package_.__path__, package_.adasplash_v2 = [], lambda: None
+
+    def sparse_attn(q, k, v, niter):
+        tuner(q)
+        return q + niter + 0 * k.sum() + 0 * v.sum()
+
+    module.sparse_attn, module.kernel = sparse_attn, tuner
+    monkeypatch.setitem(sys.modules, "adasplash", package_)
+    monkeypatch.setitem(sys.modules, "adasplash.adasplash_v2", module)
+    monkeypatch.setattr(published, "installed", lambda: published.VERSION)
+    monkeypatch.setattr(published, "TUNED_UP_TO", 64)
+    problem = replace(PROBLEM, n=n, device=torch.device("cuda"), iterations=3)
+    monkeypatch.setattr(published.torch, "randn", lambda *shape, device, **more: torch.zeros(*shape, **more))
+    attention = published.second(problem)
+    out = attention(*(torch.zeros(1, h, n, 16) for h in (4, 2, 2)))
+    assert (out == 3).all() and tuner.tuned == [64]
