@@ -25,13 +25,15 @@ _BAND = 128
 
 @dataclass(frozen=True)
 class Extent:
-    """What is checked: the output's ``rows`` (all heads), and gradients of ``key_heads`` heads of the first sequence.
+    """What is checked: the output's ``rows`` in all heads of some ``sequences``, the first and the last one, and
+    gradients of ``key_heads`` heads of the first one.
 
     ``key_heads`` is 0 above 8192 tokens.
     """
 
     rows: Tensor
     key_heads: int
+    sequences: tuple[int, ...]
 
     @classmethod
     def of(cls, problem: Problem, seed: int) -> Extent:
@@ -43,12 +45,13 @@ class Extent:
             drawn = torch.randperm(n - _ROWS, generator=torch.Generator().manual_seed(seed))[:_ROWS]
             rows = torch.cat([drawn.sort().values, torch.arange(n - _ROWS, n)])
         heads = min(_KEY_HEADS, problem.h_kv) if n <= LONGEST_WITH_GRADIENTS else 0
-        return cls(rows.to(problem.device), heads)
+        return cls(rows.to(problem.device), heads, tuple(sorted({0, problem.b - 1})))
 
     @property
     def params(self) -> dict[str, int]:
         """As records say it."""
-        return {"checked_rows": len(self.rows), "checked_gradient_heads": self.key_heads}
+        return {"checked_rows": len(self.rows), "checked_sequences": len(self.sequences),
+                "checked_gradient_heads": self.key_heads}  # fmt: skip
 
 
 @dataclass
@@ -61,14 +64,14 @@ class Exact:
     _found: dict[float, dict[str, Tensor]] = field(default_factory=dict)
 
     def parts(self, alpha: float) -> dict[str, Tensor]:
-        """Return float64 ``out`` (b, h, rows, d) and, if checked, ``dq`` (heads, n, d), ``dk`` and ``dv``."""
+        """Return float64 ``out`` (sequences, h, rows, d) and, if checked, ``dq`` (heads, n, d), ``dk`` and ``dv``."""
         if alpha not in self._found:
             self._found[alpha] = {"out": self._output(alpha), **self._gradients(alpha)}
         return self._found[alpha]
 
     def pick(self, out: Tensor, gradients: tuple[Tensor, ...]) -> dict[str, Tensor]:
         """Return the same parts of a system's output and gradients."""
-        picked = {"out": out[:, :, self.extent.rows]}
+        picked = {"out": out[list(self.extent.sequences)][:, :, self.extent.rows]}
         if count := self.extent.key_heads:
             dq, dk, dv = gradients
             group = self.problem.h // self.problem.h_kv
@@ -78,13 +81,14 @@ class Exact:
     def _output(self, alpha: float) -> Tensor:
         q, k, v = (x.detach() for x in (self.tensors.q, self.tensors.k, self.tensors.v))
         group = self.problem.h // self.problem.h_kv
-        out = q.new_zeros(*q.shape[:2], len(self.extent.rows), q.shape[3], dtype=torch.float64)
-        for batch in range(self.problem.b):
+        shape = len(self.extent.sequences), q.shape[1], len(self.extent.rows), q.shape[3]
+        out = q.new_zeros(shape, dtype=torch.float64)
+        for place, batch in enumerate(self.extent.sequences):
             for head in range(self.problem.h):
                 keys, values = (x[batch, head // group].double() for x in (k, v))
                 for at in _bands(len(self.extent.rows)):
                     p = self._weights(q[batch, head], keys, self.extent.rows[at], alpha)
-                    out[batch, head, at] = p @ values
+                    out[place, head, at] = p @ values
         return out
 
     def _gradients(self, alpha: float) -> dict[str, Tensor]:

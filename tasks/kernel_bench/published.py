@@ -66,10 +66,9 @@ def _take_over_tuning(module: ModuleType, attention: Attention, problem: Problem
     tuners = [x for x in vars(module).values() if isinstance(getattr(x, "keys", None), list) and "N_CTX" in x.keys]
     if not tuners or any(tuner.keys[0] != "N_CTX" for tuner in tuners):
         raise NotMeasured("how its second kernels keep what they tuned is not known")
-    if not all(any(key[0] == TUNED_UP_TO for key in tuner.cache) for tuner in tuners):
-        q, k, v = (torch.randn(problem.b, h, TUNED_UP_TO, problem.d, dtype=problem.dtype, device=problem.device,
-                               requires_grad=True) for h in (problem.h, problem.h_kv, problem.h_kv))  # fmt: skip
-        attention(q, k, v).sum().backward()
+    q, k, v = (torch.randn(problem.b, h, TUNED_UP_TO, problem.d, dtype=problem.dtype, device=problem.device,
+                           requires_grad=True) for h in (problem.h, problem.h_kv, problem.h_kv))  # fmt: skip
+    attention(q, k, v).sum().backward()  # some of them, which ones the package knows, tune themselves now
     for tuner in tuners:
         for key, choice in list(tuner.cache.items()):
             if key[0] == TUNED_UP_TO:

@@ -42,7 +42,7 @@ TOP, ROW = 0.97, 0.045  # where the first row of crosses is, and how far apart t
 def draw_lines(picture: Picture) -> Figure:
     """Draw y against x, a line for each value of ``series`` and a plot for each value of ``panel``."""
     looks, panels = picture.looks(), _with_content(picture.panels())
-    named = [(picture.label(picture.spec.series, s), s) for s in looks]
+    named = [(picture.label(picture.spec.series, s), s) for s in looks if _shows(picture, s)]
     rows, columns = layout(len(panels))
     labels = [label for label, _ in named] + [PAPER]
     lost = {series: _lost(picture, series) for series in looks}
@@ -75,6 +75,13 @@ def _with_content(panels: list[tuple[Any, list[Cell]]]) -> list[tuple[Any, list[
         return all(c.paper is None and c.measured is not None and c.measured.status == "not_applicable" for c in cells)
 
     return [(value, cells) for value, cells in panels if not empty(cells)]
+
+
+def _shows(picture: Picture, series: Any) -> bool:
+    """Tell whether anything is drawn of a series; one that does not apply anywhere needs no place in the legend."""
+    own = [c for c in picture.cells if c.get(picture.spec.series) == series]
+    there = {c.measured.status for c in own if c.measured} | {c.paper["status"] for c in own if c.paper}
+    return bool(there & {"ok", *CROSSES})
 
 
 def _places(picture: Picture, cells: list[Cell]) -> tuple[dict[Any, float], bool]:

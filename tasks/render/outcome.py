@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import statistics
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
 from tasks.config import Experiment
@@ -14,19 +16,22 @@ from tasks.render.metrics import Metric, metric_of
 DIFFERENCES = {"%": "points", "ratio": "", "nats/token": "nats/token"}  # units whose values are subtracted, not divided
 TIMES = ("ms", "s")
 SPEEDUP = "speedup"
+LENGTH = "n"
+FEWEST_LENGTHS = 3  # whose times show a power of the length: the longest, at least half of all
 
 
 def outcome(experiment: Experiment, records: Mapping[str, Sequence[Record]], metrics: Mapping[str, Metric]) -> str:
     """Compare the numbers of the most trustworthy scale, paper before lab, with the paper's; empty without any.
 
     Said are, for every metric that the paper reports, measured over reported (or, for shares and losses, measured less
-    reported) where both have a number, and how the systems' speeds compare with that of one of them.
+    reported) where both have a number, how the systems' speeds compare with that of one of them, and how their times
+    grow with the length.
     """
     for scale in TELLING_SCALES:
         wanted = {*experiment.render.metrics, SPEEDUP} if experiment.render.metrics else ()
         cells = collect(experiment, records.get(scale, ()), experiment.render.params, tuple(wanted))
         shown = {c.metric: metric_of(c.metric, metrics, records.get(scale, ())) for c in cells}
-        said = [*_agreement(cells, shown), *_speeds(experiment, cells, shown)]
+        said = [*_agreement(cells, shown), *_speeds(experiment, cells, shown), *_growth(experiment, cells, shown)]
         if said:
             text = " ".join(said)
             return f"At {scale} scale{' (reduced settings)' * (scale == 'lab')}, {text[0].lower()}{text[1:]}"
@@ -87,6 +92,29 @@ def _beside_the_paper(experiment: Experiment, cells: Sequence[Cell], base: str) 
             here, there = ([slow[side] / fast[side] for slow, fast in pairs] for side in (0, 1))
             said.append(f"{experiment.systems[system]}: {_range(here)} (paper {_range(there)})")
     return said
+
+
+def _growth(experiment: Experiment, cells: Sequence[Cell], metrics: Mapping[str, Metric]) -> Iterator[str]:
+    """Say to which power of the length each system's first kind of time grows, a fit over the longest lengths."""
+    timed = [c for c in cells if metrics[c.metric].unit in TIMES and c.measured and c.measured.status == "ok"
+             and c.measured.mean > 0 and c.params.get(LENGTH)]
+    curves: dict[tuple, list[tuple[float, float]]] = defaultdict(list)
+    for cell in timed:
+        if cell.metric == timed[0].metric:
+            others = tuple(pair for pair in setting(cell) if pair[0] != LENGTH)
+            curves[cell.system, others].append((cell.params[LENGTH], cell.measured.mean))
+    powers: dict[str, list[float]] = defaultdict(list)
+    fitted = set()
+    for (system, _), points in curves.items():
+        longest = sorted(points)[-max(FEWEST_LENGTHS, math.ceil(len(points) / 2)):]
+        if len(longest) >= FEWEST_LENGTHS:
+            logs = [[math.log(value) for value in column] for column in zip(*longest, strict=True)]
+            powers[system].append(statistics.linear_regression(*logs).slope)
+            fitted |= {n for n, _ in longest}
+    if powers:
+        each = "; ".join(f"{experiment.systems[s]}: {_range(powers[s])}" for s in experiment.systems if s in powers)
+        label = metrics[timed[0].metric].label
+        yield f"{label} grows with this power of the length (fitted from {min(fitted)} to {max(fitted)}) – {each}."
 
 
 def _most_reported(experiment: Experiment, cells: Sequence[Cell]) -> str:

@@ -19,13 +19,13 @@ from tasks.kernel_bench.inputs import Tensors
 def test_parts(alpha, causal, problem, monkeypatch):
     monkeypatch.setattr(module, "_BAND", 5)
     monkeypatch.setattr(module, "_ROWS", 4)
-    wanted = problem(b=2, h=6, h_kv=3, n=13, d=4, causal=causal)
+    wanted = problem(b=3, h=6, h_kv=3, n=13, d=4, causal=causal)
     torch.manual_seed(0)
-    q, k, v, do = (torch.randn(2, h, 13, 4) for h in (6, 3, 3, 6))
+    q, k, v, do = (torch.randn(3, h, 13, 4) for h in (6, 3, 3, 6))
     tensors = Tensors(*(x.requires_grad_() for x in (q, k, v)), do)
     extent = Extent.of(wanted, seed=0)
     assert extent.rows[-4:].tolist() == [9, 10, 11, 12]
-    assert len(set(extent.rows.tolist())) == 8
+    assert len(set(extent.rows.tolist())) == 8 and extent.sequences == (0, 2)
     checked = Exact(wanted, tensors, extent)
     out = attention_reference(q, k, v, alpha=alpha, causal=causal)
     expected = checked.pick(out, torch.autograd.grad(out, (q, k, v), do.double()))
@@ -39,9 +39,9 @@ def test_parts(alpha, causal, problem, monkeypatch):
 
 def test_extent_by_length(problem):
     short, long, longer = (Extent.of(problem(h=16, h_kv=8, n=n), seed=1) for n in (300, 8192, 8193))
-    assert short.params == {"checked_rows": 300, "checked_gradient_heads": 2}
-    assert long.params == {"checked_rows": 512, "checked_gradient_heads": 2}
-    assert longer.params == {"checked_rows": 512, "checked_gradient_heads": 0}
+    assert short.params == {"checked_rows": 300, "checked_sequences": 1, "checked_gradient_heads": 2}
+    assert long.params == {"checked_rows": 512, "checked_sequences": 1, "checked_gradient_heads": 2}
+    assert longer.params == {"checked_rows": 512, "checked_sequences": 1, "checked_gradient_heads": 0}
     assert torch.equal(long.rows, Extent.of(problem(h=16, n=8192), seed=1).rows)
     assert not torch.equal(long.rows, Extent.of(problem(h=16, n=8192), seed=2).rows)
     assert (long.rows.diff() > 0).all() and long.rows[-1] == 8191

@@ -9,8 +9,8 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
-from tasks.kernel_bench.problem import NotMeasured, Problem
 from tasks.kernel_bench import published
+from tasks.kernel_bench.problem import NotMeasured, Problem
 from tasks.kernel_bench.published import _take_over_tuning, tuned_before
 
 PROBLEM = Problem(1, 4, 2, 32, 16, torch.float32, True, 1.5, torch.device("cpu"))
