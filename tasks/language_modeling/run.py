@@ -151,10 +151,14 @@ def step_cost(job: Job, settings: CostSettings, context: Context) -> list[Measur
     from tasks.language_modeling.step_cost import measure, measurements
 
     assert job.seed is not None
-    cost = measure(job.system, job.seed, settings, context.say)
-    context.say(f"{job}: " + (f"{statistics.median(cost.step_seconds):.3f} s a step" if cost.status == "ok"
-                              else f"{cost.status}: {cost.reason}"))  # fmt: skip
-    return measurements(job.system, settings, cost)
+    found = []
+    for own in settings.by_context():
+        cost = measure(job.system, job.seed, own, context.say)
+        context.say(f"{job}, n = {own.model.context}: " + (
+            f"{statistics.median(cost.step_seconds):.3f} s a step" if cost.status == "ok"
+            else f"{cost.status}: {cost.reason}"))  # fmt: skip
+        found += measurements(job.system, own, cost)
+    return found
 
 
 PROGRAMS = {

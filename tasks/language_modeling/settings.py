@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 
 from adasplash_kernels.dispatch import METHODS
-from tasks.checks import at_least
+from tasks.checks import above_zero, at_least, distinct
 from tasks.data.specs import ItemSpec, TextSpec, TokenizerSpec
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
@@ -244,11 +245,17 @@ class CostTiming:
 @dataclass(frozen=True)
 class CostSettings(TrainSettings):
     """What ``program: step_cost`` takes: ``measure`` names the variants that are timed. ``data`` and ``tokenizer``
-    come with the base and are not used: tokens are random numbers below ``vocab_size``."""
+    come with the base and are not used: tokens are random numbers below ``vocab_size``.
+
+    ``contexts`` are measured instead of the model's, with as many tokens a step and a micro-batch. Queries of the
+    random weights are multiplied by ``query_scale``, which spreads the scores.
+    """
 
     measure: tuple[str, ...]
     vocab_size: int
     timing: CostTiming
+    contexts: tuple[int, ...] = ()
+    query_scale: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -262,3 +269,20 @@ class CostSettings(TrainSettings):
                 raise ValueError(f"variants.{name}.alpha_schedule: got a schedule, allowed here is a constant alpha")
         if self.train.precision == "16-mixed":
             raise ValueError("train.precision: got '16-mixed', allowed here are 32-true, bf16-mixed")
+        above_zero(query_scale=self.query_scale)
+        if self.contexts:
+            distinct("contexts", self.contexts)
+        tokens = self.train.micro_batch_size * self.model.context
+        for i, context in enumerate(self.contexts):
+            at_least(1, **{f"contexts[{i}]": context})
+            if tokens % context:
+                raise ValueError(f"contexts[{i}]: got {context}, allowed is what divides the {tokens} tokens of a "
+                                 "micro-batch (train.micro_batch_size x model.context)")
+
+    def by_context(self) -> Iterator[CostSettings]:
+        """Yield the settings of each context, which has as many tokens a step and a micro-batch as the model's own."""
+        for context in self.contexts or (self.model.context,):
+            sequences = {name: getattr(self.train, name) * self.model.context // context
+                         for name in ("batch_size", "micro_batch_size")}  # fmt: skip
+            yield replace(self, contexts=(), model=replace(self.model, context=context),
+                          train=replace(self.train, **sequences))  # fmt: skip

@@ -70,6 +70,7 @@ def _run(cost: Cost, name: str, seed: int, settings: CostSettings, device: torch
     recipe, timing, variant = settings.train, settings.timing, settings.variants[name]
     torch.manual_seed(seed)
     model = build_model(settings.model, variant, settings.vocab_size).to(device)
+    _spread_scores(model, settings.query_scale)
     cost.parameters = sum(p.numel() for p in model.parameters())
     if recipe.compile:
         model.compile()
@@ -109,6 +110,15 @@ def _run(cost: Cost, name: str, seed: int, settings: CostSettings, device: torch
     if variant.attention in ENTMAX:
         del optimizer, schedule
         cost.nonzero_ratio = _nonzero(model, variant.alpha, micro_batch(_PROBED)[:, :-1], recipe.precision)
+
+
+@torch.no_grad()
+def _spread_scores(model: Any, factor: float) -> None:
+    """Multiply the queries of a GPT-2 by a factor, in place."""
+    width = model.config.n_embd
+    for block in model.transformer.h:
+        block.attn.c_attn.weight[:, :width] *= factor  # of queries, keys and values, by columns
+        block.attn.c_attn.bias[:width] *= factor
 
 
 def _nonzero(model: Any, alpha: float, tokens: Tensor, precision: str) -> float:
@@ -155,7 +165,7 @@ def measurements(name: str, settings: CostSettings, cost: Cost) -> list[Measurem
               "alpha": variant.alpha if variant.attention in ENTMAX else None, "n": settings.model.context,
               "batch_size": recipe.batch_size, "micro_batch_size": recipe.micro_batch_size,
               "precision": recipe.precision, "compile": recipe.compile, "parameters": cost.parameters,
-              "weights": "random", "data": "random"}  # fmt: skip
+              "weights": "random", "query_scale": settings.query_scale, "data": "random"}  # fmt: skip
 
     def metric(name: str, value: float | None, unit: str, stats: dict[str, float] | None = None) -> Measurement:
         if cost.status != "ok":

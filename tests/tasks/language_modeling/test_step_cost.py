@@ -138,6 +138,34 @@ def test_slow_systems_take_fewer_steps(cost_settings):
     assert len(cost.step_seconds) == 2 and said == ["sort: 2 of 50 steps within 1e-06 s"]
 
 
+def test_contexts_have_as_many_tokens_a_step(cost_settings, context):
+    settings = cost_settings(contexts=[8, 16, 32], train={"batch_size": 8, "micro_batch_size": 4})
+    assert [(own.model.context, own.train.batch_size, own.train.micro_batch_size) for own in settings.by_context()] == [
+        (8, 16, 8), (16, 8, 4), (32, 4, 2)]  # fmt: skip
+    found = PROGRAMS["step_cost"].run(Job("sort", 0), settings, context)
+    assert [(m.metric, m.params["n"]) for m in found] == [(name, n) for n in (8, 16, 32) for name in METRICS]
+    assert {m.params["batch_size"] * m.params["n"] for m in found} == {8 * 16}
+    assert [own.model.context for own in cost_settings().by_context()] == [16]
+
+
+def test_scores_are_spread_by_the_queries_alone(cost_settings, monkeypatch):
+    """Scores before the softmax of the first layer are so many times as large; nothing else of the model differs."""
+    scores, build = {}, step_cost.build_model
+    for factor in (1.0, 3.0):
+        models = []
+        monkeypatch.setattr(step_cost, "build_model", lambda *a, models=models: models.append(build(*a)) or models[-1])
+        timing = {"skip_steps": 0, "steps": 2, "max_seconds": 100}
+        settings = cost_settings(query_scale=factor, timing=timing, train={"lr": 0.0, "weight_decay": 0.0})
+        cost = measure("sort", 0, settings, lambda line: None)
+        assert measurements("sort", settings, cost)[0].params["query_scale"] == factor
+        attention, block = models[0].transformer.h[0].attn, models[0].transformer.h[0]
+        x = torch.randn(1, 5, 16, generator=torch.Generator().manual_seed(0))
+        q, k, v = attention.c_attn(block.ln_1(x)).split(16, dim=2)
+        scores[factor] = (q @ k.mT, k, v)
+    torch.testing.assert_close(scores[3.0][0], 3 * scores[1.0][0])
+    assert torch.equal(scores[3.0][1], scores[1.0][1]) and torch.equal(scores[3.0][2], scores[1.0][2])
+
+
 @pytest.mark.parametrize(
     ("system", "error", "status"),
     [("fa2", torch.OutOfMemoryError("CUDA out of memory. Tried"), "oom"), ("cudnn", None, "not_applicable")],
@@ -176,6 +204,10 @@ def test_other_errors_are_not_swallowed(cost_settings, monkeypatch):
         ({"timing": {"skip_steps": 0, "steps": 1, "max_seconds": 1}}, "timing.steps: got 1"),
         ({"timing": {"skip_steps": 0, "steps": 2, "max_seconds": 0}}, "timing.max_seconds: got 0"),
         ({"train": {"precision": "16-mixed"}}, "train.precision: got '16-mixed', allowed here are"),
+        ({"contexts": [16, 16]}, "contexts: got [16, 16]"),
+        ({"contexts": [16, 0]}, "contexts[1]: got 0"),
+        ({"contexts": [16, 24]}, "contexts[1]: got 24, allowed is what divides the"),
+        ({"query_scale": 0.0}, "query_scale: got 0"),
     ],
 )
 def test_refused(changes, message, cost_settings):
