@@ -3,7 +3,8 @@
     python -m tasks.kernel_bench.score_capture --model DIR --tokens FILE.bin --length 128 --sequences 1 \\
         --out captured/table4-smoke/step-50.safetensors
 
-Unlike ``tasks.kernel_bench.capture`` it leaves the model its own attention, so that later layers see what they saw in
+For a model that was kept; a training whose config says ``captures`` writes such files on its way. Unlike
+``tasks.kernel_bench.capture`` it leaves the model its own attention, so that later layers see what they saw in
 training. The tokens are a file that the training left below ``data`` of its workspace.
 """
 
@@ -13,36 +14,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from tasks.data.tokens import TokenBlocks, TokenFile
 from tasks.errors import UserError
-
-
-@torch.inference_mode()
-def capture_scores(model: Any, tokens: Tensor) -> dict[str, Tensor]:
-    """Return q.<layer> (B, H, N, D) and k.<layer> (B, H_kv, N, D) of every entmax layer, on the CPU.
-
-    Args:
-        model: a transformers model with entmax attention.
-        tokens: (B, N) int64 on the model's device. Scores are scaled by ``1/sqrt(D)``; where the model scales
-            otherwise the difference goes into q.
-    """
-    from adasplash_kernels.integrations.transformers import observed
-
-    found: dict[str, Tensor] = {}
-
-    def look(layer: int | None, call: dict[str, Any]) -> None:
-        q, scale = call["q"], call.get("scale")
-        scaled = q if scale is None else q * (scale * q.shape[-1] ** 0.5)
-        found[f"q.{layer}"], found[f"k.{layer}"] = (x.cpu().contiguous().clone() for x in (scaled, call["k"]))
-
-    with observed(model, look):
-        model.eval()(input_ids=tokens, use_cache=False)
-    return found
+from tasks.models.score_capture import capture_scores
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

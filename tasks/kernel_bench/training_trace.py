@@ -24,7 +24,8 @@ class TrainingTrace:
         system: the run's system.
         steps: of the whole training; looked at is every multiple of ``every_steps`` up to it.
         sequences: of each capture, the first so many are used.
-        captures: folder that holds ``step-<N>.safetensors``, below the data root or, without one, where Python runs.
+        captures: folder that holds ``step-<N>.safetensors``, below the data root or, if it has no such folder, where
+            Python runs.
     """
 
     run: str
@@ -48,7 +49,8 @@ class TrainingTrace:
 
     def file(self, data_root: Path | None, step: int) -> Path:
         """Return where the capture of a step lies."""
-        return (data_root or Path()) / self.captures / f"step-{step}.safetensors"
+        root = data_root if data_root and (data_root / self.captures).is_dir() else Path()
+        return root / self.captures / f"step-{step}.safetensors"
 
     def present(self, data_root: Path | None) -> dict[str, str]:
         """Return the hash of every capture that is there, by its step."""
@@ -57,9 +59,8 @@ class TrainingTrace:
 
     def missing(self, step: int) -> str:
         """Say what to do about a capture that is not there."""
-        return (f"no {self.captures}/step-{step}.safetensors below the data root: first run {self.run} at this scale, "
-                f"keep the {self.system} model of step {step} (the training itself keeps that of the last step), and "
-                "run python -m tasks.kernel_bench.score_capture on it")  # fmt: skip
+        return (f"no {self.captures}/step-{step}.safetensors: first train {self.system} of {self.run} at this scale, "
+                "which writes it")  # fmt: skip
 
 
 def load_scores(path: Path, sequences: int, rows: int, seed: int) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from adasplash_kernels.dispatch import METHODS
 from tasks.checks import above_zero, at_least, distinct
@@ -184,8 +185,25 @@ class Export:
 
 
 @dataclass(frozen=True)
+class Captures:
+    """Queries and keys kept along the training of ``system``'s first seed: every so many steps, of the first
+    ``sequences`` windows of the validation text, as ``folder``/step-<N>.safetensors below the workspace."""
+
+    system: str
+    every_steps: int
+    sequences: int
+    folder: str
+
+    def __post_init__(self) -> None:
+        at_least(1, every_steps=self.every_steps, sequences=self.sequences)
+        if not self.folder or Path(self.folder).is_absolute() or ".." in Path(self.folder).parts:
+            raise ValueError(f"folder: got {self.folder!r}, allowed is a folder below the workspace")
+
+
+@dataclass(frozen=True)
 class TrainSettings:
-    """What ``program: train`` and ``program: loss_curve`` take; the latter has no use for the last two."""
+    """What ``program: train`` and ``program: loss_curve`` take; the latter has no use for ``evaluation`` and
+    ``export``."""
 
     data: Data
     tokenizer: TokenizerSpec
@@ -194,10 +212,16 @@ class TrainSettings:
     train: Train
     evaluation: Evaluation | None = field(default=None, kw_only=True)
     export: Export | None = field(default=None, kw_only=True)
+    captures: Captures | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         if not self.variants:
             raise ValueError("variants: empty, name at least one system")
+        if self.captures is not None:
+            kept = self.variants.get(self.captures.system)
+            if kept is None or kept.attention != "adasplash":
+                raise ValueError(f"captures.system: got {self.captures.system!r}, allowed is a variant whose attention "
+                                 "is adasplash")
         for name, variant in self.variants.items():
             if variant.layers is not None and not all(0 <= i < self.model.n_layer for i in variant.layers):
                 raise ValueError(f"variants.{name}.layers: got {list(variant.layers)}, allowed are 0 to "

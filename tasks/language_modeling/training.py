@@ -30,6 +30,7 @@ from tasks.distributed import Devices, local_rank
 from tasks.errors import ConfigError, UserError
 from tasks.language_modeling.attentions import IMPLEMENTATIONS
 from tasks.language_modeling.callbacks import LossCurve, StepTimer
+from tasks.language_modeling.captures import ScoreCapture
 from tasks.language_modeling.data import TextDataModule
 from tasks.language_modeling.gpt2 import build_model
 from tasks.language_modeling.module import CausalLanguageModel
@@ -140,6 +141,9 @@ def _train(settings: TrainSettings, variant: Variant, job: Job, data: TextDataMo
     callbacks: list[pl.Callback] = [curve, timer, saver]
     if variant.alpha_schedule is not None:
         callbacks.append(AlphaSchedule(**asdict(variant.alpha_schedule)))
+    kept = settings.captures
+    if kept is not None and (job.system, job.seed) == (kept.system, recipe.seeds[0]):
+        callbacks.append(ScoreCapture(kept, context.workspace / kept.folder, say))
     interactive = sys.stderr.isatty()
     if interactive:
         callbacks.append(RichProgressBar())

@@ -112,7 +112,7 @@ def _growth(experiment: Experiment, cells: Sequence[Cell], metrics: Mapping[str,
             powers[system].append(statistics.linear_regression(*logs).slope)
             fitted |= {n for n, _ in longest}
     if powers:
-        each = "; ".join(f"{experiment.systems[s]}: {_range(powers[s])}" for s in experiment.systems if s in powers)
+        each = "; ".join(f"{experiment.systems[s]}: {_powers(powers[s])}" for s in experiment.systems if s in powers)
         label = metrics[timed[0].metric].label
         yield f"{label} grows with this power of the length (fitted from {min(fitted)} to {max(fitted)}) – {each}."
 
@@ -124,6 +124,11 @@ def _most_reported(experiment: Experiment, cells: Sequence[Cell]) -> str:
 
 def _range(values: Sequence[float]) -> str:
     low, high = _number(min(values)), _number(max(values))
+    return low if low == high else f"{low} to {high}"
+
+
+def _powers(values: Sequence[float]) -> str:
+    low, high = f"{min(values):.2f}", f"{max(values):.2f}"
     return low if low == high else f"{low} to {high}"
 
 

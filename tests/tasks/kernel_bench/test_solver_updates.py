@@ -189,13 +189,14 @@ def test_obstacle(monkeypatch):
 def test_the_smoke_run(tmp_path, monkeypatch):
     """The real config through the command line: every point, and a trace that says what is missing."""
     monkeypatch.delenv("ADASPLASH_DATA", raising=False)
+    monkeypatch.chdir(tmp_path)  # where no training has left anything
     experiment = load_experiment(CONFIGS / "adasplash2" / "iterations.yaml")
     assert main(["run", str(experiment.path), "--scale", "smoke", "--results", str(tmp_path), "--no-render"]) == 0
     found = read_records(records_path(tmp_path, experiment.id, "smoke"))
     assert {r.status for r in found if r.params["sweep"] != TRAINING} == {"ok"}
     trace = [r for r in found if r.params["sweep"] == TRAINING]
     assert {r.status for r in trace} == {"not_applicable"}
-    assert "first run adasplash/table4 at this scale" in trace[0].params["reason"]
+    assert "first train entmax_1.5 of adasplash/table4 at this scale" in trace[0].params["reason"]
     assert len({(r.system, r.params["sweep"], r.params["point"]) for r in found}) == 4 * (2 * 4 + 1)
     table = next(f for f in render_experiment(experiment, tmp_path, lambda e: True) if f.suffix == ".md")
     assert "several measurements" not in table.read_text(encoding="utf-8")

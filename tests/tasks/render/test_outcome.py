@@ -34,7 +34,7 @@ def test_times_are_divided_and_speeds_compared_where_both_have_numbers(say, reco
     assert say(records) == (
         "At lab scale (reduced settings), measured over reported: Forward 0.1 (median; 0.1 to 0.2; 3 of 3 reported "
         "cells). Forward, times as fast as Softmax – Entmax 1.5: 4 (paper 2). Forward grows with this power of the "
-        "length (fitted from 8 to 32) – Entmax 1.5: 1.9.")
+        "length (fitted from 8 to 32) – Entmax 1.5: 1.90.")
 
 
 def test_shares_are_subtracted(say, record):
@@ -93,5 +93,5 @@ def test_growth_is_fitted_to_the_longer_half_of_the_lengths(say, record):
     records += [record("entmax", float(n) ** 2, n) for n in lengths[:-1]] + [record("entmax", None, 256, status="oom")]
     found = say(records, rows=[])
     assert found == ("At lab scale (reduced settings), forward grows with this power of the length (fitted from 32 to "
-                     "256) – Softmax: 3; Entmax 1.5: 2.")
+                     "256) – Softmax: 3.00; Entmax 1.5: 2.00.")
     assert say([record("softmax", 1.0, n) for n in (8, 16)], rows=[]) == ""
