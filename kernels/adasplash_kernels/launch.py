@@ -197,15 +197,15 @@ class Problem:
         """
         if lists == "tiles":
             return self.options
-        more = self.listed_options if lists == "columns" else {}
+        more = self.capped_options if lists == "columns" else {}
         return self.options | more | {"num_stages": min(self.tiles.num_stages, 2)}
 
     @property
-    def listed_options(self) -> dict[str, int]:
-        """More of them for kernels that walk lists of columns.
+    def capped_options(self) -> dict[str, int]:
+        """More of them for kernels that find thresholds or walk lists of columns.
 
         Registers for three programs of 4 warps on a multiprocessor: what the compiler would keep in a few more of them
-        is addresses for after the loop over tiles. Above d = 64 there is not the shared memory for three.
+        is addresses for other loops. Above d = 64 there is not the shared memory for three.
         """
         fits = self.tiles.num_warps == 4 and self.q.shape[3] <= 64 and self.q.dtype != torch.float32
         return {"maxnreg": 168} if fits and self.alpha_kind != "any" else {}  # logarithms would spill
@@ -231,7 +231,8 @@ def _threshold(
         # zeros: a block writes only the words of tiles that the mask of attention leaves it
         shape = (batch * heads, problem.query_blocks, words(problem.key_blocks))
         tiles = torch.zeros(shape, dtype=torch.int32, device=problem.q.device)
-    kernel[problem.query_grid()](problem.inputs(), problem.sizes(), theta, tiles, max_iterations, **problem.options)
+    options = problem.options | problem.capped_options
+    kernel[problem.query_grid()](problem.inputs(), problem.sizes(), theta, tiles, max_iterations, **options)
     return theta, tiles
 
 
@@ -309,7 +310,7 @@ def _risen(problem: Problem, floor: Tensor, lists: Tensor | None, settle: Settle
     wide = problem.retiled(tiles.scan if lists is None else tiles.solve)
     theta = torch.empty_like(floor)
     inputs, sizes = wide.inputs(kind, query_tiles=lists), wide.sizes()
-    options = wide.options | ({} if lists is None else wide.listed_options)
+    options = wide.options | ({} if lists is None else wide.capped_options)
     listed_kernel[wide.query_grid()](inputs, sizes, floor, theta, settle, max_iterations, **options)
     return theta
 

@@ -16,12 +16,11 @@ from ..inputs import open_sizes
 from ..launching import launched_by_key
 from ..mapping import load_exponent
 from ..scores import load_queries, query_block, threshold_scores
-from ..worklists.walk import MIXED, all_tiles, mask_row
+from ..worklists.walk import all_tiles, mask_row, next_tile, run
 from .lower_bound import rise
 from .refine import bracket, highest_score, refine, store_passes, store_theta
 
 _BINS = tl.constexpr(8)
-_CAPACITY = tl.constexpr(15)
 _RANGE = tl.constexpr(14.0)  # e^-14 is below what float32 softmax resolves beside the largest weight
 _NEWTON_STEPS = tl.constexpr(8)
 # Between 2^22 and 2^23 floats are halves apart: adding this rounds to half bins and leaves them in the low bits.
@@ -49,16 +48,20 @@ def _count(x, size, at, q, top, width):
     counters = tl.zeros((x.BLOCK_M, x.BLOCK_N), tl.uint32)
     in_bins = size.scale / width
     highest = top / width
-    for tile in range(at.first, at.last):
-        raw = threshold_scores(x, size, at, q, all_tiles(at), tile, MIXED)
-        # half bins below the largest score, to the nearest: never a bin above the score's own lower edge
-        below = (highest[:, None] - raw * in_bins) + _TO_HALVES
-        inside = below < _TO_HALVES + _BINS  # false for NaN and for masked scores
-        place = (below.to(tl.uint32, bitcast=True) & (2 * _BINS - 2)) << 1
-        counters += tl.where(inside, tl.full(place.shape, 1, tl.uint32) << place, 0)
-        if ((tile - at.first) % _CAPACITY == _CAPACITY - 1) | (tile == at.last - 1):
-            counts += _add_up(counters)
-            counters = tl.zeros((x.BLOCK_M, x.BLOCK_N), tl.uint32)
+    walk = all_tiles(at)
+    for part in tl.static_range(x.FIRST_PART, x.PARTS_END):
+        state, count = run(walk, 0, x.LISTS, part, x.BLOCK_N)
+        for i in range(count):
+            tile, _state = next_tile(walk, 0, state, i, x.LISTS, part, x.BLOCK_N)
+            raw = threshold_scores(x, size, at, q, walk, tile, part)
+            # half bins below the largest score, to the nearest: never a bin above the score's own lower edge
+            below = (highest[:, None] - raw * in_bins) + _TO_HALVES
+            inside = below < _TO_HALVES + _BINS  # false for NaN and for masked scores
+            place = (below.to(tl.uint32, bitcast=True) & (2 * _BINS - 2)) << 1
+            counters += tl.where(inside, tl.full(place.shape, 1, tl.uint32) << place, 0)
+            if (i % 15 == 14) | (i == count - 1):  # four bits count to 15
+                counts += _add_up(counters)
+                counters = tl.zeros((x.BLOCK_M, x.BLOCK_N), tl.uint32)
     return counts
 
 

@@ -12,7 +12,7 @@ import triton.language as tl
 from ..mapping import curvature, norm_gap, weights
 from ..scores import row_max, threshold_scores
 from ..worklists.tiles import mark_tile
-from ..worklists.walk import MIXED, all_tiles
+from ..worklists.walk import EDGES, INSIDE, all_tiles, next_tile, run, stretch
 
 MAX_ITERATIONS = 40  # bisection alone would need about 30; Halley's steps need 2 to 6
 
@@ -22,9 +22,12 @@ def highest_score(x, size, at, q):
     """Return the largest score of each query, in one pass over the keys; ``-inf`` for rows that see none."""
     walk = all_tiles(at)
     top = tl.full((x.BLOCK_M,), float("-inf"), tl.float32)
-    for tile in range(at.first, at.last):
-        raw = threshold_scores(x, size, at, q, walk, tile, MIXED)
-        top = tl.maximum(top, row_max(raw), propagate_nan=tl.PropagateNan.ALL)
+    for part in tl.static_range(x.FIRST_PART, x.PARTS_END):
+        state, count = run(walk, 0, x.LISTS, part, x.BLOCK_N)
+        for i in range(count):
+            tile, _state = next_tile(walk, 0, state, i, x.LISTS, part, x.BLOCK_N)
+            raw = threshold_scores(x, size, at, q, walk, tile, part)
+            top = tl.maximum(top, row_max(raw), propagate_nan=tl.PropagateNan.ALL)
     return top * size.scale
 
 
@@ -105,7 +108,7 @@ def refine(x, size, at, q, walk, a, empty, low, high, theta, marks, max_iteratio
     Theta is ``+inf`` for empty rows.
 
     Args:
-        walk: the tiles to visit, which hold every score that may be in the support.
+        walk: over all tiles, which hold every score that may be in the support.
         marks: this block's row of the bit mask of tiles, written on the way: a tile is marked if a score in it may
             be in the support. None for no mask.
         NORM: step on the norm of the weights (AdaSplash-2) or on their sum, as AdaSplash does.
@@ -127,15 +130,17 @@ def refine(x, size, at, q, walk, a, empty, low, high, theta, marks, max_iteratio
         else:
             edge = floor - 1.0 / a - 4e-7 * (tl.abs(floor) + 1.0 / a)
         word = tl.zeros((x.BLOCK_M,), tl.int32)
-        for tile in range(walk.first, walk.last):
-            raw = threshold_scores(x, size, at, q, walk, tile, MIXED)
-            p, u = weights(raw, size.scale, theta[:, None], a, x.ALPHA)
-            total += tl.sum(p, 1)
-            slope += tl.sum(u, 1)
-            curve += tl.sum(curvature(p, u, a, x.ALPHA), 1)
-            if marks is not None:
-                if iteration > 0:  # the first pass is never the last, and its ``reach`` says little
-                    word = mark_tile(marks, word, raw, size.scale, edge, tile, at.last)
+        for number in tl.static_range(3):  # in ascending order, as words of marks are
+            begin, end = stretch(walk, x.BLOCK_N, number)
+            for tile in range(begin, end):
+                raw = threshold_scores(x, size, at, q, walk, tile, INSIDE if number == 1 else EDGES)
+                p, u = weights(raw, size.scale, theta[:, None], a, x.ALPHA)
+                total += tl.sum(p, 1)
+                slope += tl.sum(u, 1)
+                curve += tl.sum(curvature(p, u, a, x.ALPHA), 1)
+                if marks is not None:
+                    if iteration > 0:  # the first pass is never the last, and its ``reach`` says little
+                        word = mark_tile(marks, word, raw, size.scale, edge, tile, walk.last)
         theta, low, high, settled, reach = _step(theta, low, high, total, slope, curve, a, tolerance, x.ALPHA, NORM)
         again = ~settled
         if marks is not None:

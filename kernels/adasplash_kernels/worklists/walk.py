@@ -148,6 +148,20 @@ def _inner_tiles(walk, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def stretch(walk, BLOCK: tl.constexpr, NUMBER: tl.constexpr):
+    """Return the first tile and the one past the last of a stretch of a walk over all tiles, in ascending order: 0 is
+    what comes before the tiles that need no mask, 1 these, 2 what comes after."""
+    inner_first, inner_last = _inner_tiles(walk, BLOCK)
+    if NUMBER == 0:
+        begin, end = walk.first, inner_first
+    elif NUMBER == 1:
+        begin, end = inner_first, inner_last
+    else:
+        begin, end = inner_last, walk.last
+    return begin, end
+
+
+@triton.jit
 def run(walk, number, LISTS: tl.constexpr, PART: tl.constexpr, BLOCK: tl.constexpr):
     """Return the state of a run and how many tiles of it are in a part.
 
