@@ -21,6 +21,12 @@ safetensors = pytest.importorskip("safetensors.torch", reason="safetensors is no
 TRACE = TrainingTrace("adasplash/table4", "entmax_1.5", steps=25, every_steps=10, sequences=2, captures="captured/x")
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path_factory, monkeypatch):
+    """Where Python runs there are no captures, and none are left."""
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+
+
 def write(path: Path, b=2, h=4, h_kv=2, n=5, d=8, layers=(0, 2), **more) -> dict:
     generator = torch.Generator().manual_seed(0)
     tensors = {}
@@ -114,7 +120,7 @@ def test_without_captures_it_says_what_to_run(settings, tmp_path):
 
 def test_captures_that_are_there_are_measured(settings, tmp_path):
     identity = program.identity(settings, tmp_path)
-    write(TRACE.file(tmp_path, 10))
+    write(tmp_path / TRACE.captures / "step-10.safetensors")
     assert program.identity(settings, tmp_path) != identity
     found = along(settings, tmp_path)
     assert {(p, m.status) for (_, p, _), m in found.items()} == {(10, "ok"), (20, "not_applicable")}
