@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from tasks.config import from_plain
+from adasplash_kernels.integrations.transformers import observed
+from tasks.config import CONFIGS, from_plain, load_experiment
 from tasks.errors import ConfigError
 from tasks.language_modeling import step_cost
 from tasks.language_modeling.run import PROGRAMS
@@ -146,6 +149,23 @@ def test_contexts_have_as_many_tokens_a_step(cost_settings, context):
     assert [(m.metric, m.params["n"]) for m in found] == [(name, n) for n in (8, 16, 32) for name in METRICS]
     assert {m.params["batch_size"] * m.params["n"] for m in found} == {8 * 16}
     assert [own.model.context for own in cost_settings().by_context()] == [16]
+
+
+def test_training_step_has_scores_as_spread_as_those_of_gaussian_inputs():
+    """What the config's notes say of its ``query_scale``, in two layers of its own width."""
+    experiment = load_experiment(CONFIGS / "adasplash2" / "training_step.yaml")
+    settings = experiment.typed_settings("paper", CostSettings)
+    torch.manual_seed(0)
+    model = step_cost.build_model(replace(settings.model, n_layer=2), settings.variants["auto"], 1000)
+    step_cost._spread_scores(model, settings.query_scale)
+    spread = []
+
+    def look(layer, call):
+        spread.append(float((call["q"] @ call["k"].mT * call["q"].shape[-1] ** -0.5).std()))
+
+    with torch.no_grad(), observed(model, look):
+        model(input_ids=torch.randint(1000, (1, 128)))
+    assert len(spread) == 2 and spread == pytest.approx([1.0, 1.0], abs=0.1)
 
 
 def test_scores_are_spread_by_the_queries_alone(cost_settings, monkeypatch):
