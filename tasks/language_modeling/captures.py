@@ -22,10 +22,11 @@ class ScoreCapture(pl.Callback):
         wanted: how often, and of how many windows; fewer if the validation text has fewer.
         folder: where the files go.
         say: prints one line of progress.
+        name: of the run.
     """
 
-    def __init__(self, wanted: Captures, folder: Path, say: Callable[[str], None]) -> None:
-        self._wanted, self._folder, self._say = wanted, folder, say
+    def __init__(self, wanted: Captures, folder: Path, say: Callable[[str], None], name: str) -> None:
+        self._wanted, self._folder, self._say, self._name = wanted, folder, say, name
         self._done = 0
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any,
@@ -46,4 +47,4 @@ class ScoreCapture(pl.Callback):
         partial = path.with_name(f".{path.name}.partial")
         save_file(found, partial)
         os.replace(partial, path)
-        self._say(f"step {step}: queries and keys of {len(found) // 2} layers kept in {path}")
+        self._say(f"{self._name}: step {step}, queries and keys of every entmax layer kept: {path.name}")

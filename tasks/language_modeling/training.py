@@ -143,7 +143,7 @@ def _train(settings: TrainSettings, variant: Variant, job: Job, data: TextDataMo
         callbacks.append(AlphaSchedule(**asdict(variant.alpha_schedule)))
     kept = settings.captures
     if kept is not None and (job.system, job.seed) == (kept.system, recipe.seeds[0]):
-        callbacks.append(ScoreCapture(kept, context.workspace / kept.folder, say))
+        callbacks.append(ScoreCapture(kept, context.workspace / kept.folder, say, str(job)))
     interactive = sys.stderr.isatty()
     if interactive:
         callbacks.append(RichProgressBar())

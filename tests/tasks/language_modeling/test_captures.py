@@ -17,9 +17,10 @@ def files(context):
     return sorted(path.name for path in (context.workspace / "captured/here").glob("*"))
 
 
-def test_training_is_the_same_with_captures(settings, train, make_context, assert_same_run):
+def test_training_is_the_same_with_captures(settings, train, make_context, assert_same_run, said):
     kept, plain = make_context("kept"), make_context("plain")
     with_them = train(settings(captures=KEPT), "entmax", where=kept)
+    assert "entmax (seed 0): step 8, queries and keys of every entmax layer kept: step-8.safetensors" in said
     without = train(settings(), "entmax", where=plain)
     assert_same_run(with_them, without)
     assert files(kept) == ["step-4.safetensors", "step-8.safetensors"] and files(plain) == []
