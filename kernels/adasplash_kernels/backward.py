@@ -27,7 +27,7 @@ from .scores import (
 )
 from .worklists.marks import mark_queries, masks_of_list, words_of_queries
 from .worklists.pieces import block_and_part, part_of, store_part
-from .worklists.walk import key_list, members, next_tile, query_list, run, run_range
+from .worklists.walk import is_anothers, key_list, members, next_tile, query_list, run, run_range
 
 
 class Upstream(NamedTuple):
@@ -71,6 +71,8 @@ def grad_query_kernel(x, size, up, out2, dq, d_alpha, masks, used):
     """
     size = open_sizes(x, size)
     at = query_block(x, size)
+    if is_anothers(x, size, at):
+        return
     q = load_queries(x, size, at)
     a = load_exponent(x, size, at.head)
     base = at.head_index * size.n_q
@@ -81,8 +83,9 @@ def grad_query_kernel(x, size, up, out2, dq, d_alpha, masks, used):
 
     walk = query_list(x, size, at)
     if masks is not None:
-        used, used_step = words_of_queries(x, size, at.head_index, at.index, masks, used)
-        masks = masks_of_list(x, size, at.head_index, at.index, masks)
+        place, used_step = words_of_queries(x, size, at.head_index, at.index, masks, used)
+        if x.LISTS != "rest":
+            place = masks_of_list(x, size, at.head_index, at.index, masks)
     acc = tl.zeros((x.BLOCK_M, x.BLOCK_D), tl.float32)
     to_alpha = tl.zeros((x.BLOCK_M,), tl.float32)
     for part in tl.static_range(x.FIRST_PART, x.PARTS_END):
@@ -94,7 +97,7 @@ def grad_query_kernel(x, size, up, out2, dq, d_alpha, masks, used):
                 k, v, raw = load_tile(x, size, at, q, walk, tile, part)
                 p, u = weights(raw, size.scale, theta[:, None], a, x.ALPHA)
                 if masks is not None:  # here, where few other numbers are in registers
-                    mark_queries(x, walk, tile, masks, used, used_step, u)
+                    mark_queries(x, tile, place, used_step, u, masks.SIDES)
                 centred = _product(d_out, v) - delta[:, None]
                 acc = dot((u * centred).to(k.dtype), k, acc)
                 if d_alpha is not None:

@@ -11,7 +11,7 @@ from .mapping import load_exponent, weights
 from .scores import dot, load_queries, load_theta, load_tile, query_block, store_rows
 from .thresholds.refine import store_passes, store_theta
 from .thresholds.settle import newton_step, settled_step
-from .worklists.walk import next_tile, query_list, run, run_range
+from .worklists.walk import is_anothers, next_tile, query_list, run, run_range
 
 
 @triton.jit
@@ -60,6 +60,8 @@ def output_kernel(x, size, theta_ref, out, out2, settle, passes_out=None):
     """
     size = open_sizes(x, size)
     at = query_block(x, size)
+    if is_anothers(x, size, at):
+        return
     q = load_queries(x, size, at)
     a = load_exponent(x, size, at.head)
     theta = load_theta(theta_ref, size, at)

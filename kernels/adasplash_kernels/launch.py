@@ -24,7 +24,7 @@ from .thresholds.halley import halley_kernel
 from .thresholds.histogram import histogram_kernel
 from .thresholds.refine import MAX_ITERATIONS
 from .thresholds.settle import Settle
-from .tile_sizes import INTERPRETED, Tiles, choose_column_tiles, choose_tiles
+from .tile_sizes import INTERPRETED, ColumnTiles, Tiles, choose_column_tiles, choose_tiles
 from .worklists.columns import WORD, compact_kernel, count_kernel, emit_kernel, share_kernel
 from .worklists.marks import Masks, list_tiles, scatter_kernel
 from .worklists.pieces import Pieces, add_pieces_kernel, count_tiles_kernel, place_pieces_kernel
@@ -46,9 +46,13 @@ def settings() -> tuple:
     return DENSEST, ENTRIES, WORKSPACE, PIECES, NARROW, LIST_TILES, SCATTERED, PIECE
 
 
-def column_list_size(blocks: int, n: int) -> int:
-    """Return how many numbers a head's lists of columns take: ``blocks`` headers, and the pool, among ``n`` rows."""
-    pairs = (torch.sym_min(ENTRIES, n) + 1) // 2  # lists start at even places
+def column_list_size(blocks: int, n: int, share: int = 1) -> int:
+    """Return how many numbers a head's lists of columns take: ``blocks`` headers, and the pool, among ``n`` rows.
+
+    Args:
+        share: lists have a part of ENTRIES each, one in so many.
+    """
+    pairs = (torch.sym_min(ENTRIES // share, n) + 1) // 2  # lists start at even places
     return blocks * (HEADER.value + (pairs if n <= NARROW else 2 * pairs))
 
 
@@ -105,14 +109,18 @@ class Problem:
             q, k, v, self.scores, self.alpha, slopes, self.key_starts, self.key_lengths, *spans, None, None, q.shape[3],
             constant("all"), EDGES, MIXED, constant(self.alpha_kind), constant(q.shape[3] == padded),
             _aligned(q, k, v), constant(padded), constant(tiles.block_m), constant(tiles.block_n),
+            constant(self.column_tiles.walk.block_m),
         )  # fmt: skip
 
     def inputs(
         self, lists: str | None = None, *, query_tiles: Tensor | None = None, key_tiles: Tensor | None = None
     ) -> Inputs:
-        """Return what kernels are given, with the work lists to use: "tiles" or "columns", by default none."""
+        """Return what kernels are given, with the work lists to use: "tiles", "columns", or "rest" for queries without a
+        list of columns; by default none."""
         if lists is None:
             return self._inputs
+        if lists == "rest":
+            return self._inputs._replace(query_tiles=query_tiles, LISTS=constant(lists))
         if lists == "columns" and self.others(key_tiles is not None) <= NARROW:
             lists = "columns16"
         return self._inputs._replace(
@@ -129,7 +137,7 @@ class Problem:
             slopes.stride(0) if slopes is not None and slopes.ndim == 2 else 0, 
             1 if self.alpha is not None and self.alpha.numel() > 1 else 0,
             *_pitches(q), *_pitches(k), *_pitches(v),
-            column_list_size(self.query_blocks, n_k), column_list_size(self.key_blocks, n_q), 0, float(self.scale),
+            self.list_size, column_list_size(self.key_blocks, n_q), 0, float(self.scale),
         )  # fmt: skip
 
     def sizes(self, first_head: int = 0) -> Sizes:
@@ -142,6 +150,25 @@ class Problem:
         other = object.__new__(Problem)  # nothing is checked or worked out again
         other.__dict__.update(self.__dict__, tiles=tiles, _inputs=inputs, _sizes=self._sizes)
         return other
+
+    @property
+    def column_tiles(self) -> ColumnTiles:
+        return choose_column_tiles(self.q.shape[3], self.q.dtype)
+
+    @property
+    def lists(self) -> int:
+        """Lists of columns of a head."""
+        return -(-self.q.shape[2] // self.column_tiles.walk.block_m)
+
+    @property
+    def list_size(self) -> int:
+        """Numbers that they take."""
+        return column_list_size(self.lists, self.k.shape[2], self.column_tiles.share)
+
+    @cached_property
+    def listed(self) -> Problem:
+        """The same with tiles for passes along lists of columns."""
+        return self.retiled(self.column_tiles.walk)
 
     @property
     def query_blocks(self) -> int:
@@ -195,14 +222,11 @@ class Problem:
 
         The gradient of keys and values has them too, but along lists of columns, where a third stage pays for it.
         """
-        if lists == "tiles":
-            return self.options
-        more = self.capped_options if lists == "columns" else {}
-        return self.options | more | {"num_stages": min(self.tiles.num_stages, 2)}
+        return self.options if lists == "tiles" else self.options | {"num_stages": min(self.tiles.num_stages, 2)}
 
     @property
     def capped_options(self) -> dict[str, int]:
-        """More of them for kernels that find thresholds or walk lists of columns.
+        """More of them for kernels that find thresholds.
 
         Registers for three programs of 4 warps on a multiprocessor: what the compiler would keep in a few more of them
         is addresses for other loops. Above d = 64 there is not the shared memory for three.
@@ -269,7 +293,7 @@ def _bound(
         visits: (heads, blocks, numbers) int32, to be written as worklists/visits.py says; or None.
         start, heads: the first head, counted over the batch, and how many; all by default.
     """
-    columns, coarse = choose_column_tiles(problem.q.shape[3], problem.q.dtype), problem.retiled(tiles)
+    columns, coarse = problem.column_tiles, problem.retiled(tiles)
     inputs, sizes, pitch = coarse.inputs(), coarse.sizes(start), 0 if visits is None else visits.shape[2]
     groups, block = columns.groups, columns.emit.block_m
     bound_kernel[coarse.query_grid(heads)](inputs, sizes, floor, visits, pitch, groups, block, **coarse.options)
@@ -278,14 +302,13 @@ def _bound(
 def _lists(problem: Problem, floor: Tensor) -> Tensor:
     """Return lists of columns (B * H, numbers) int32, see worklists/columns.py, and write the floor that they follow
     from, (B, H, N_q) float32."""
-    n_k, block_m = problem.k.shape[2], problem.tiles.block_m
-    tiles = choose_column_tiles(problem.q.shape[3], problem.q.dtype)
-    coarse = problem.retiled(tiles.emit)
-    blocks, words_each, programs = problem.query_blocks, triton.cdiv(n_k, WORD), coarse.query_blocks
+    n_k, tiles = problem.k.shape[2], problem.column_tiles
+    coarse, block_m = problem.retiled(tiles.emit), tiles.walk.block_m
+    blocks, words_each, programs = problem.lists, triton.cdiv(n_k, WORD), coarse.query_blocks
     pitch = HEADER.value + coarse.key_blocks if LIST_TILES else 0
     stages = 2 * coarse.tiles.num_stages - 1  # as many fetch tiles of keys as elsewhere, and as many their numbers
     # zeros: it is an output of a custom op, which must be a function of its inputs even where nothing reads it
-    lists = torch.zeros(problem.heads, column_list_size(blocks, n_k), dtype=torch.int32, device=floor.device)
+    lists = torch.zeros(problem.heads, problem.list_size, dtype=torch.int32, device=floor.device)
     for start, count in problem.head_chunks(4 * programs * pitch):
         visits = None
         if pitch:
@@ -300,18 +323,18 @@ def _lists(problem: Problem, floor: Tensor) -> Tensor:
             emit_kernel[grid](
                 inputs, sizes, floor, bits, blocks, words_each, rows, pitch, block_m, stages, **coarse.options
             )  # fmt: skip
-            _compact(problem, bits, lists[first : first + part], first, keys=False)
+            _compact(problem.listed, bits, lists[first : first + part], first, keys=False)
     return lists
 
 
 def _risen(problem: Problem, floor: Tensor, lists: Tensor | None, settle: Settle | None, max_iterations: int) -> Tensor:
     """Return theta, a step short with ``settle``, solved on lists of columns or on all keys."""
-    tiles, kind = choose_column_tiles(problem.q.shape[3], problem.q.dtype), None if lists is None else "columns"
-    wide = problem.retiled(tiles.scan if lists is None else tiles.solve)
-    theta = torch.empty_like(floor)
-    inputs, sizes = wide.inputs(kind, query_tiles=lists), wide.sizes()
-    options = wide.options | ({} if lists is None else wide.capped_options)
-    listed_kernel[wide.query_grid()](inputs, sizes, floor, theta, settle, max_iterations, **options)
+    tiles, theta = problem.column_tiles, torch.empty_like(floor)
+    launches = ((tiles.scan, None),) if lists is None else ((tiles.solve, "columns"), (tiles.rest, "rest"))
+    for size, kind in launches:
+        part = problem.retiled(size)
+        inputs, sizes = part.inputs(kind, query_tiles=lists), part.sizes()
+        listed_kernel[part.query_grid()](inputs, sizes, floor, theta, settle, max_iterations, **part.options)
     return theta
 
 
@@ -329,7 +352,7 @@ def _from_maxima(
     if listed:
         lists = _lists(problem, floor)
     else:
-        _bound(problem, choose_column_tiles(problem.q.shape[3], problem.q.dtype).near, floor)
+        _bound(problem, problem.column_tiles.near, floor)
     return _risen(problem, floor, lists, settle, max_iterations), lists, settle
 
 
@@ -365,7 +388,8 @@ def _compact(problem: Problem, bits: Tensor, lists: Tensor, first_head: int, key
     inputs, sizes, grid = problem.inputs(), problem.sizes(first_head), (heads * blocks,)
     count_kernel[grid](inputs, sizes, bits, lists, blocks, words_each, pitch, DENSEST, keys, num_warps=1)
     chunk = 32 if INTERPRETED else 1024
-    share_kernel[(heads,)](lists, blocks, pitch, pool_entries(pitch, blocks, n), chunk, num_warps=4)
+    together = 1 if keys else problem.column_tiles.rest.block_m // problem.tiles.block_m
+    share_kernel[(heads,)](lists, blocks, pitch, pool_entries(pitch, blocks, n), together, chunk, num_warps=4)
     compact_kernel[grid](inputs, sizes, bits, lists, blocks, words_each, pitch, keys, n <= NARROW, num_warps=1)
 
 
@@ -396,10 +420,21 @@ def forward(method: str, problem: Problem, need_out2: bool) -> tuple[Tensor, Ten
     q = problem.q
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     out2 = torch.empty(q.shape, dtype=q.dtype, device=q.device) if need_out2 else None
-    kind = kind_of_lists(method, lists)
-    inputs, options = problem.inputs(kind, query_tiles=lists), problem.visit_options(kind)
-    output_kernel[problem.query_grid()](inputs, problem.sizes(), theta, out, out2, settle, **options)
+    for part, inputs, options in _visits(problem, kind_of_lists(method, lists), lists):
+        output_kernel[part.query_grid()](inputs, part.sizes(), theta, out, out2, settle, **options)
     return out, out2, theta, lists
+
+
+def _visits(
+    problem: Problem, kind: str | None, lists: Tensor | None
+) -> Iterator[tuple[Problem, Inputs, dict[str, int]]]:
+    """Yield the launches that visit keys for each query: its tiles, inputs and options. Where there are lists of
+    columns they are two: one along the lists, and one for the rest."""
+    parts = ((problem, kind),)
+    if kind == "columns":
+        parts = (problem.listed, kind), (problem.retiled(problem.column_tiles.rest), "rest")
+    for part, of in parts:
+        yield part, part.inputs(of, query_tiles=lists), part.visit_options(of)
 
 
 def backward_gradients(
@@ -412,9 +447,8 @@ def backward_gradients(
     d_alpha = torch.empty_like(theta) if need_alpha else None
     up = Upstream(theta, delta, d_out, *(sealed(n) for n in _pitches(d_out)), _aligned(d_out))
     kind = kind_of_lists(method, lists)
-    inputs, options = problem.inputs(kind, query_tiles=lists), problem.visit_options(kind)
     if kind != "columns":
-        sizes = problem.sizes()
+        sizes, inputs, options = problem.sizes(), problem.inputs(kind, query_tiles=lists), problem.visit_options(kind)
         grad_query_kernel[problem.query_grid()](inputs, sizes, up, out2, dq, d_alpha, None, None, **options)
         key_tiles = None if lists is None else transpose(lists, problem.key_blocks)
         keyed = problem.inputs(kind, key_tiles=key_tiles)
@@ -428,7 +462,8 @@ def backward_gradients(
 
 def _words_each(problem: Problem) -> int:
     """Return how many words say which queries use a block of keys, one bit a query."""
-    return problem.query_blocks * (problem.tiles.block_m // WORD)
+    block_m = problem.column_tiles.rest.block_m
+    return triton.cdiv(problem.q.shape[2], block_m) * (block_m // WORD)
 
 
 def _gradients_along_lists(
@@ -445,11 +480,13 @@ def _gradients_along_lists(
     numbers = math.prod(shape)
     whole = torch.zeros(triton.cdiv(numbers, 2), dtype=torch.int32, device=device)
     used = whole.view(torch.int16)[:numbers].view(shape)
-    inputs, options = problem.inputs("columns", query_tiles=lists), problem.visit_options("columns")
+    (listed, inputs, options), (rest, rest_inputs, rest_options) = _visits(problem, "columns", lists)
     for first, part, masks in _mask_rounds(problem, lists, (dk, dv), start, heads):
-        sizes, grid = problem.sizes(first), problem.query_grid(part)
+        sizes, grid = listed.sizes(first), listed.query_grid(part)
         grad_query_kernel[grid](inputs, sizes, up, out2, dq, d_alpha, masks, used, **options)
         scatter_kernel[(grid[0] * SCATTERED,)](inputs, sizes, masks, whole, SCATTERED, num_warps=1)
+        grid = rest.query_grid(part)
+        grad_query_kernel[grid](rest_inputs, sizes, up, out2, dq, d_alpha, masks, used, **rest_options)
     del masks  # the lists and the pieces take its place
     size = column_list_size(problem.key_blocks, problem.q.shape[2])
     key_tiles = torch.empty(heads, size, dtype=torch.int32, device=device)
@@ -470,9 +507,11 @@ def _mask_rounds(
 
     They go where dK and dV are to be written later, and as many more as take twice what queries do.
     """
-    tiles, blocks, word = problem.tiles, problem.query_blocks, getattr(torch, f"int{problem.tiles.block_n // 2}")
+    tiles, blocks, sides = problem.column_tiles.walk, problem.lists, _sides(problem)
+    word = getattr(torch, f"int{tiles.block_n // 2 // sides}")
     number = list_tiles(pool_entries(lists.shape[1], blocks, problem.k.shape[2]), blocks, tiles.block_n)
-    each = number * 2 * tiles.block_m
+    each = number * 2 * tiles.block_m * sides
+    constants = sealed(_words_each(problem)), constant(problem.tiles.block_n), constant(sides)
     places = [_as_words(x, word, start // problem.groups, heads // problem.groups) for x in spare]
     rooms = [x.numel() // each for x in places]
     most = max(1, min(WORKSPACE, 2 * problem.query_bytes(heads)) // (each * word.itemsize))
@@ -481,8 +520,14 @@ def _mask_rounds(
     more = torch.empty(rest * each, dtype=word, device=lists.device) if rest > 0 else places[rooms[0] == 0]
     places = [place if room else more for place, room in zip(places, rooms, strict=True)]
     for first in range(start, start + heads, count):
-        masks = Masks(*places, more, *map(sealed, (*rooms, number, first - start)))
+        masks = Masks(*places, more, *map(sealed, (*rooms, number, first - start)), *constants)
         yield first, min(count, start + heads - first), masks
+
+
+def _sides(problem: Problem) -> int:
+    """Return how many warps share the keys of a tile that is walked along lists."""
+    tiles = problem.column_tiles.walk
+    return tiles.num_warps if tiles.block_m == WORD else 1
 
 
 def _as_words(x: Tensor, word: torch.dtype, start: int, heads: int) -> Tensor:

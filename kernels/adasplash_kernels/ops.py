@@ -74,10 +74,11 @@ def _fake_forward(
     lists = _no_lists(q)
     if need_backward and THRESHOLDS[method].lists and alpha_kind != "1":
         tiles = launch.choose_tiles(q.shape[3], q.dtype)
-        blocks = -(-n_q // tiles.block_m)
-        shape = (batch * heads, blocks, words(-(-n_k // tiles.block_n)))
+        shape = (batch * heads, -(-n_q // tiles.block_m), words(-(-n_k // tiles.block_n)))
         if THRESHOLDS[method].lists == "columns":
-            shape = (batch * heads, launch.column_list_size(blocks, n_k))
+            columns = launch.choose_column_tiles(q.shape[3], q.dtype)
+            blocks = -(-n_q // columns.walk.block_m)
+            shape = (batch * heads, launch.column_list_size(blocks, n_k, columns.share))
         lists = torch.empty(shape, dtype=torch.int32, device=q.device)
     out2 = torch.empty(q.shape if need_backward else (0,), dtype=q.dtype, device=q.device)
     theta = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)

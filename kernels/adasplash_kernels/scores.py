@@ -11,6 +11,7 @@ from .spans import inner_range, key_span, query_span, tile_range
 from .worklists.walk import EDGES, MIXED, crosses_edge, members
 
 _INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+_CACHE = tl.constexpr(2**25)  # bytes of two matrices that programs read at a time, to be found in a GPU's second cache
 
 
 class Block(NamedTuple):
@@ -43,14 +44,30 @@ class Block(NamedTuple):
 
 
 @triton.jit
-def query_block(x, size):
-    """Return this program's block of queries.
+def rank_and_head(x, number, blocks, heads, rows):
+    """Return which block of its head a program takes, 0 for the longest, and which head.
 
-    The last blocks come first: causal rows are longest there, and starting with them evens out the end.
+    Blocks of equal rank of several heads come before those of the next rank, so that none of the longest is still at
+    work when all others are done. As many heads are taken together as the second cache holds.
+
+    Args:
+        number: the program's, among ``blocks`` for each of ``heads``.
+        rows: that each head reads of two matrices (rows, d), those that it shares counted in part.
     """
-    n_blocks = tl.cdiv(size.n_q, x.BLOCK_M)
-    index = n_blocks - 1 - tl.program_id(0) % n_blocks
-    return query_block_at(x, size, size.first_head + tl.program_id(0) // n_blocks, index)
+    fit = tl.full((), _CACHE // (4 * x.BLOCK_D), tl.int32)
+    together = tl.maximum(fit // tl.maximum(rows, 1), 1)
+    first = number // (blocks * together) * together
+    together = tl.minimum(together, heads - first)
+    number -= first * blocks
+    return number // together, first + number % together
+
+
+@triton.jit
+def query_block(x, size):
+    """Return this program's block of queries; the last blocks come first, since causal rows are longest there."""
+    blocks = tl.cdiv(size.n_q, x.BLOCK_M)
+    rank, head = rank_and_head(x, tl.program_id(0), blocks, tl.num_programs(0) // blocks, size.n_k // size.groups)
+    return query_block_at(x, size, size.first_head + head, blocks - 1 - rank)
 
 
 @triton.jit
@@ -70,10 +87,10 @@ def query_block_at(x, size, head_index, index):
 
 @triton.jit
 def key_block(x, size):
-    """Return this program's block of keys."""
-    n_blocks = tl.cdiv(size.n_k, x.BLOCK_N)
-    index = tl.program_id(0) % n_blocks  # the first keys are seen by the most causal rows
-    return key_block_at(x, size, size.first_head // size.groups + tl.program_id(0) // n_blocks, index)
+    """Return this program's block of keys; the first blocks come first, since the most causal rows see them."""
+    blocks = tl.cdiv(size.n_k, x.BLOCK_N)
+    index, head = rank_and_head(x, tl.program_id(0), blocks, tl.num_programs(0) // blocks, size.n_q * size.groups)
+    return key_block_at(x, size, size.first_head // size.groups + head, index)
 
 
 @triton.jit

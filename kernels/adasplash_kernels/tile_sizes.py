@@ -54,8 +54,12 @@ class ColumnTiles:
         near: of the same for short sequences, where there are no lists.
         groups: maxima a query that it keeps; its keys are a multiple.
         emit: of the pass that marks keys; its queries are a multiple of a block's.
-        solve: of the solve on the lists, of a block's queries.
+        solve: of the solve on the lists; its queries are those of a list.
+        walk: of other passes along the lists; its queries are those of a list. One warp, where registers allow: what
+            products leave in a warp it can multiply again without an exchange.
+        rest: of the passes over all tiles for queries without a list; its queries are a multiple of a list's.
         scan: of the solve on all keys, where there are no lists.
+        share: the lists have room for a part of ``launch.ENTRIES`` each, one in so many.
     """
 
     bound: Tiles
@@ -63,7 +67,10 @@ class ColumnTiles:
     groups: int
     emit: Tiles
     solve: Tiles
+    walk: Tiles
+    rest: Tiles
     scan: Tiles
+    share: int = 1
 
 
 @lru_cache
@@ -73,17 +80,19 @@ def choose_column_tiles(head_dim: int, dtype: torch.dtype) -> ColumnTiles:
     Where registers are capped, two or three programs share a multiprocessor, and one's products hide what another
     does with its own; what spills is in the loop that masks (docs/performance.md).
     """
+    rest = choose_tiles(head_dim, dtype)
     if INTERPRETED:
-        return ColumnTiles(Tiles(32, 32, 1), Tiles(32, 32, 1), 16, Tiles(32, 32, 1), Tiles(16, 32, 1), Tiles(32, 16, 1))
+        coarse = Tiles(32, 32, 1)
+        return ColumnTiles(coarse, coarse, 16, coarse, Tiles(16, 32, 1), Tiles(16, 16, 1), rest, Tiles(32, 16, 1))
     if dtype == torch.float32:
-        small = Tiles(32, 32, 8, 1)
-        return ColumnTiles(small, small, 32, small, small, small)
+        return ColumnTiles(rest, rest, 32, rest, rest, rest, rest, rest)
     if head_dim <= 64:
         bound, emit = Tiles(256, 64, 8, 3, 128), Tiles(128, 64, 4, 3, 168)
-        near = Tiles(128, 64, 4, 3, 128)
-        return ColumnTiles(bound, near, 32, emit, Tiles(64, 128, 4, 3), Tiles(64, 64, 4, 3))
+        near, narrow = Tiles(128, 64, 4, 3, 128), Tiles(16, 64, 1)
+        return ColumnTiles(bound, near, 32, emit, narrow, narrow, rest, Tiles(64, 64, 4, 3), 2)
     if head_dim <= 128:
         bound, emit = Tiles(256, 64, 8, 3, 128), Tiles(128, 64, 4, 3)
-        return ColumnTiles(bound, bound, 32, emit, Tiles(64, 128, 4, 3), Tiles(128, 64, 8, 3, 128))
+        solve, walk = Tiles(16, 64, 1), Tiles(16, 64, 2)
+        return ColumnTiles(bound, bound, 32, emit, solve, walk, rest, Tiles(128, 64, 8, 3, 128), 2)
     wide = Tiles(128, 64, 8, 2)
-    return ColumnTiles(wide, wide, 32, wide, Tiles(64, 32, 8, 1), wide)
+    return ColumnTiles(wide, wide, 32, wide, rest, rest, rest, wide)

@@ -225,7 +225,7 @@ def span(seen: Tensor, tile: int, words: int) -> int:
     return min(last * tile // WORD, words) - first * tile // WORD
 
 
-def shares(wanted: list[int], pool: int) -> tuple[list[int], list[int]]:
+def shares(wanted: list[int], pool: int, together: int = 1) -> tuple[list[int], list[int]]:
     """Return how long the lists of a head may be, in order of blocks, and where they start.
 
     Each starts where the ones before it would end, whether or not they fit, at an even place; none fits after one that
@@ -234,12 +234,16 @@ def shares(wanted: list[int], pool: int) -> tuple[list[int], list[int]]:
     Args:
         wanted: lengths; -1 for no list.
         pool: entries of a head.
+        together: of so many in a row all are there or none.
     """
     counts, starts, taken = [], [], 0
-    for count in wanted:
-        starts.append(taken)
-        taken += max(count, 0) + count % 2 * (count > 0)
-        counts.append(count if taken <= pool else -1)
+    for first in range(0, len(wanted), together):
+        group = wanted[first : first + together]
+        group = [-1] * len(group) if min(group) < 0 else group
+        for count in group:
+            starts.append(taken)
+            taken += max(count, 0) + count % 2 * (count > 0)
+        counts += group if taken <= pool else [-1] * len(group)
     return counts, starts
 
 

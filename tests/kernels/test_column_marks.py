@@ -16,6 +16,7 @@ from torch import Tensor
 
 from adasplash_kernels import launch
 from adasplash_kernels.inputs import open_sizes, sealed
+from adasplash_kernels.kept import constant
 from adasplash_kernels.launch import Problem
 from adasplash_kernels.scores import query_block
 from adasplash_kernels.worklists.columns import WORD
@@ -27,7 +28,7 @@ from adasplash_kernels.worklists.marks import (
     scatter_kernel,
     words_of_queries,
 )
-from adasplash_kernels.worklists.walk import MIXED, members, query_list, run
+from adasplash_kernels.worklists.walk import MIXED, is_anothers, members, query_list, run
 
 pytestmark = pytest.mark.usefixtures("garbage")
 
@@ -41,16 +42,19 @@ def _mark_kernel(x, size, weights, masks, used):
     size = open_sizes(x, size)
     at = query_block(x, size)
     walk = query_list(x, size, at)
-    used, step = words_of_queries(x, size, at.head_index, at.index, masks, used)
-    masks = masks_of_list(x, size, at.head_index, at.index, masks)
+    if is_anothers(x, size, at):
+        return
+    place, step = words_of_queries(x, size, at.head_index, at.index, masks, used)
+    if x.LISTS != "rest":
+        place = masks_of_list(x, size, at.head_index, at.index, masks)
     first, count = run(walk, 0, x.LISTS, MIXED, x.BLOCK_N)
     rows = (at.head_index * size.n_q + at.rows)[:, None] * size.n_k
     for i in range(count):
         keys = members(walk, first + i, x.BLOCK_N, x.LISTS)[None, :]
         there = (at.rows < size.n_q)[:, None]
         u = tl.load(weights + rows + keys, mask=there & (keys < size.n_k), other=1.0)
-        u = tl.where(there & ((walk.count >= 0) | (keys < size.n_k)), u, 0.0)
-        mark_queries(x, walk, first + i, masks, used, step, u)
+        u = tl.where(there & ((x.LISTS != "rest") | (keys < size.n_k)), u, 0.0)
+        mark_queries(x, first + i, place, step, u, masks.SIDES)
 
 
 def scattered(problem: Problem, lists: Tensor, weights: Tensor, rounds: list[int], parts: int) -> Tensor:
@@ -59,22 +63,27 @@ def scattered(problem: Problem, lists: Tensor, weights: Tensor, rounds: list[int
     Args:
         rounds: heads of each launch.
     """
-    tiles, heads = problem.tiles, sum(rounds)
-    room = launch.pool_entries(lists.shape[1], problem.query_blocks, problem.k.shape[2])
-    number = list_tiles(room, problem.query_blocks, tiles.block_n)
-    word = getattr(torch, f"int{tiles.block_n // 2}")
-    words = problem.query_blocks * (tiles.block_m // WORD)
+    tiles, heads, sides = problem.listed.tiles, sum(rounds), launch._sides(problem)
+    room = launch.pool_entries(lists.shape[1], problem.lists, problem.k.shape[2])
+    number = list_tiles(room, problem.lists, tiles.block_n)
+    word = getattr(torch, f"int{tiles.block_n // 2 // sides}")
+    words = launch._words_each(problem)
     whole = torch.zeros(triton.cdiv(heads * problem.key_blocks * words, 2), dtype=torch.int32, device=lists.device)
     used = whole.view(torch.int16)[: heads * problem.key_blocks * words].view(heads, problem.key_blocks, words)
-    inputs, first = problem.inputs("columns", query_tiles=lists), 0
+    inputs, first = problem.listed.inputs("columns", query_tiles=lists), 0
+    rest = problem.retiled(problem.column_tiles.rest)
+    constants = sealed(words), constant(problem.tiles.block_n), constant(sides)
     for count in rounds:
         each = (count // 2, count // 4, count)  # of the last place there is more than is needed
-        guarded = [torch.full((n * number * 2 * tiles.block_m + 8,), 77, dtype=word, device=lists.device) for n in each]
-        masks = Masks(*(x[:-8] for x in guarded), *map(sealed, (*each[:2], number, first)))
-        grid, sizes = problem.query_grid(count), problem.sizes(first)
-        _mark_kernel[grid](inputs, sizes, weights, masks, used, num_warps=4)
+        size = 2 * tiles.block_m * sides
+        guarded = [torch.full((n * number * size + 8,), 77, dtype=word, device=lists.device) for n in each]
+        masks = Masks(*(x[:-8] for x in guarded), *map(sealed, (*each[:2], number, first)), *constants)
+        grid, sizes = problem.listed.query_grid(count), problem.sizes(first)
+        _mark_kernel[grid](inputs, sizes, weights, masks, used, num_warps=tiles.num_warps)
         assert all((x[-8:] == 77).all() for x in guarded)
-        assert (guarded[2][(count - sum(each[:2])) * number * 2 * tiles.block_m :] == 77).all()
+        assert (guarded[2][(count - sum(each[:2])) * number * size :] == 77).all()
+        others = rest.inputs("rest", query_tiles=lists)
+        _mark_kernel[rest.query_grid(count)](others, sizes, weights, masks, used, num_warps=4)
         scatter_kernel[(grid[0] * parts,)](inputs, sizes, masks, whole, parts, num_warps=1)
         first += count
     return unpacked(used)
@@ -95,13 +104,13 @@ def test_bits_of_queries(device, monkeypatch, dtype, limit, n_q, n_k, parts):
     monkeypatch.setattr(launch, "DENSEST", 0.5 if limit == "too dense" else ANY)
     monkeypatch.setattr(launch, "ENTRIES", n_k // 4 if limit == "no room" else n_k)
     problem = Problem(q, k, k, torch.full((1,), 1.5, device=device), "1.5", 1.0)
-    rows, keys, blocks = problem.tiles.block_m, problem.tiles.block_n, problem.query_blocks
+    rows, keys, blocks = problem.listed.tiles.block_m, problem.tiles.block_n, problem.lists
     words = triton.cdiv(n_k, WORD)
     shares = torch.tensor([SHARES[i % len(SHARES)] for i in range(4 * blocks)]).view(4, blocks, 1)
     listed = torch.rand(4, blocks, WORD * words, generator=generator) < shares
     listed[..., n_k:] = False
-    lists = torch.empty(4, launch.column_list_size(blocks, n_k), dtype=torch.int32, device=device)
-    launch._compact(problem, packed(listed).to(device), lists, 0, keys=False)
+    lists = torch.empty(4, problem.list_size, dtype=torch.int32, device=device)
+    launch._compact(problem.listed, packed(listed).to(device), lists, 0, keys=False)
     over = headers(lists, blocks)[..., 0].cpu() < 0
     assert over.any() == (limit != "none") and (blocks == 1 or not over.all())
 
@@ -111,7 +120,7 @@ def test_bits_of_queries(device, monkeypatch, dtype, limit, n_q, n_k, parts):
     weights[:, 3::7] = 0.0
     weights[:, 4::7] *= 1e-37
     visited = (listed[..., :n_k] | over[..., None]).repeat_interleave(rows, 1)[:, :n_q]
-    expected = torch.zeros(4, blocks * rows, problem.key_blocks * keys, dtype=torch.bool)
+    expected = torch.zeros(4, launch._words_each(problem) * WORD, problem.key_blocks * keys, dtype=torch.bool)
     expected[:, :n_q, :n_k] = visited & ~(weights <= 0)
     expected = expected.unflatten(2, (-1, keys)).any(3).mT
     assert expected.any() and not expected[..., :n_q].all()

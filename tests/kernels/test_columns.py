@@ -415,8 +415,12 @@ def test_how_dense_is_too_dense(device, mask, keys):
         assert torch.equal(counts, torch.where(rows == 0, 0, -1 if more > 0 else 2 * rows // 3 + more))
 
 
-def test_shares(device):
-    """Room goes to blocks in their order, 32 at once here; to none after one that found too little."""
+@pytest.mark.parametrize("together", [1, 4])
+def test_shares(device, together):
+    """Room goes to blocks in their order, 32 at once here; to none after one that found too little.
+
+    Lists that have to be there together share the fate of the one that finds none.
+    """
     generator = torch.Generator().manual_seed(0)
     wanted = torch.randint(-1, 40, (5, 150), generator=generator)
     wanted[1, 40:] = 0  # an empty list needs no room, unless it comes after one that found too little
@@ -429,11 +433,11 @@ def test_shares(device):
         for pool in {0, some, max(0, some - 1), 320, int(sums[2]), 10**6}:
             lists = torch.full((5, HEADER.value * blocks + 3), -5, dtype=torch.int32, device=device)
             headers(lists, blocks)[..., 0] = wanted[:, :blocks].to(device)
-            share_kernel[(5,)](lists, blocks, lists.shape[1], pool, 32, num_warps=4)
+            share_kernel[(5,)](lists, blocks, lists.shape[1], pool, together, 32, num_warps=4)
             found = headers(lists, blocks)
             assert (found[..., 1:3] == -5).all() and (lists[:, -3:] == -5).all()
             for head in range(5):
-                counts, starts = shares(wanted[head, :blocks].tolist(), pool)
+                counts, starts = shares(wanted[head, :blocks].tolist(), pool, together)
                 assert found[head, :, 0].tolist() == counts
                 listed = [i for i, count in enumerate(counts) if count >= 0]
                 assert [found[head, i, 3].item() for i in listed] == [starts[i] for i in listed]

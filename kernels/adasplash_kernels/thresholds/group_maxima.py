@@ -25,7 +25,7 @@ from ..worklists.visits import (
     visited,
     worth_listing,
 )
-from ..worklists.walk import INSIDE, all_tiles, next_tile, query_list, run
+from ..worklists.walk import INSIDE, all_tiles, is_anothers, next_tile, query_list, run
 from .lower_bound import lowest_score, rise
 from .refine import store_passes, store_theta
 from .settle import longer_step, newton_step, resolved_step, settled_step
@@ -140,6 +140,8 @@ def listed_kernel(x, size, floor_in, theta_out, settle, max_iterations, passes_o
     """
     size = open_sizes(x, size)
     at = query_block(x, size)
+    if is_anothers(x, size, at):
+        return
     q = load_queries(x, size, at)
     a = load_exponent(x, size, at.head)
     walk = query_list(x, size, at)

@@ -28,7 +28,7 @@ from ..spans import inner_range, key_span, query_span, tile_range
 from ..thresholds.lower_bound import lowest_score
 from .tiles import any_sign, either
 from .visits import listed_tile, visit_walk
-from .walk import HEADER, INSIDE, all_tiles, next_tile, run, set_bits
+from .walk import HEADER, INSIDE, all_tiles, lowest_bit, next_tile, run, set_bits
 
 WORD = 16  # bits: with the keys of a tile spread over warps as its products leave them, a word stays within a warp
 _WORD = tl.constexpr(WORD)
@@ -177,21 +177,24 @@ def count_kernel(x, size, bits, lists, blocks, words, pitch, densest, KEYS: tl.c
 
 @launched_by_key
 @triton.jit(do_not_specialize=["blocks", "pitch", "pool"])
-def share_kernel(lists, blocks, pitch, pool, CHUNK: tl.constexpr):
+def share_kernel(lists, blocks, pitch, pool, TOGETHER: tl.constexpr, CHUNK: tl.constexpr):
     """Say where each list of a head starts in the pool, or -1 for its count where it does not fit.
 
-    Starts are even, as two entries of 16 bits are loaded together.
+    Starts are even, as two entries of 16 bits are loaded together. Of TOGETHER lists in a row there are all or none.
     """
     header = lists + tl.program_id(0).to(tl.int64) * pitch
     taken = tl.full((), 0, tl.int64)
     for start in range(0, blocks, CHUNK):
-        block = start + tl.arange(0, CHUNK)
+        block = start + tl.reshape(tl.arange(0, CHUNK), (CHUNK // TOGETHER, TOGETHER))
         count = tl.load(header + block * HEADER, mask=block < blocks, other=0)
-        wanted = (tl.maximum(count, 0).to(tl.int64) + 1) // 2 * 2
-        until = taken + tl.cumsum(wanted, 0)
-        tl.store(header + block * HEADER, tl.where(until > pool, -1, count), mask=block < blocks)
-        tl.store(header + block * HEADER + 3, (until - wanted).to(tl.int32), mask=block < blocks)
-        taken += tl.sum(wanted, 0)
+        none = (tl.min(count, 1) < 0)[:, None]
+        wanted = tl.where(none, 0, (count.to(tl.int64) + 1) // 2 * 2)
+        of_all = tl.sum(wanted, 1)
+        until = taken + tl.cumsum(of_all, 0)
+        tl.store(header + block * HEADER, tl.where(none | (until > pool)[:, None], -1, count), mask=block < blocks)
+        begin = (until - of_all)[:, None] + tl.cumsum(wanted, 1) - wanted
+        tl.store(header + block * HEADER + 3, begin.to(tl.int32), mask=block < blocks)
+        taken += tl.sum(of_all, 0)
 
 
 @launched_by_key
@@ -218,7 +221,8 @@ def compact_kernel(x, size, bits, lists, blocks, words, pitch, KEYS: tl.constexp
         count = set_bits(value)
         to = before + tl.cumsum(count, 0) - count
         before += tl.sum(count, 0)
-        for i in tl.static_range(_WORD):
-            bit = (value >> i) & 1
-            tl.store(entries + to, (word * _WORD + i).to(entries.dtype.element_ty), mask=bit > 0)
-            to += bit
+        while tl.max(value, 0) > 0:  # a bit of each word at a time: most have one or none
+            bit, rest = lowest_bit(value)
+            tl.store(entries + to, (word * _WORD + bit).to(entries.dtype.element_ty), mask=value > 0)
+            to += 1
+            value = rest

@@ -5,9 +5,9 @@ cores leave products in registers, so that a thread packs a word from weights of
 another. ``scatter_kernel`` then sets, for each bit, that of its query in the row of the block of keys that its entry
 lies in. A block that visits all tiles has each block of keys in a tile of its own, and writes those rows at once.
 
-A tile of BLOCK_M x BLOCK_N weights makes (BLOCK_M / 16, 8, 4) words of BLOCK_N / 2 bits: word (w, r, c) holds queries
-16 w + r in its lower half and 16 w + r + 8 in its upper one, and of each the keys 8 j + 2 c and 8 j + 2 c + 1, as
-bits 2 j and 2 j + 1 of the half.
+A tile of BLOCK_M x BLOCK_N weights, whose keys SIDES warps share, makes (BLOCK_M / 16, SIDES, 8, 4) words of
+BLOCK_N / 2 / SIDES bits: word (w, s, r, c) holds queries 16 w + r in its lower half and 16 w + r + 8 in its upper one,
+and of each the keys 8 (SIDES j + s) + 2 c and the one after, as bits 2 j and 2 j + 1 of the half.
 """
 
 from __future__ import annotations
@@ -26,15 +26,16 @@ _WORD = tl.constexpr(WORD)
 
 
 @triton.jit
-def _pack(u):
-    """Pack which of (BLOCK_M, BLOCK_N) numbers are above zero or NaN, into words (BLOCK_M / 16, 8, 4) int32."""
-    steps: tl.constexpr = u.shape[1] // 8
-    u = tl.reshape(u, (u.shape[0] // _WORD, 2, 8, steps, 4, 2))
-    half = tl.arange(0, 2)[None, :, None, None, None, None]
-    step = tl.arange(0, steps)[None, None, None, :, None, None]
-    side = tl.arange(0, 2)[None, None, None, None, None, :]
-    bit = tl.full((1, 1, 1, 1, 1, 1), 1, tl.int32) << (half * steps + step) * 2 + side
-    return tl.sum(tl.sum(tl.sum(tl.where(u <= 0.0, 0, bit), 5), 3), 1)
+def _pack(u, SIDES: tl.constexpr):
+    """Pack which of (BLOCK_M, BLOCK_N) numbers are above zero or NaN, into words (BLOCK_M / 16, SIDES, 8, 4) int32."""
+    steps: tl.constexpr = u.shape[1] // 8 // SIDES
+    u = tl.reshape(u, (u.shape[0] // _WORD, 2, 8, steps, SIDES, 4, 2))
+    half = tl.arange(0, 2)[None, :, None, None, None, None, None]
+    step = tl.arange(0, steps)[None, None, None, :, None, None, None]
+    second = tl.arange(0, 2)[None, None, None, None, None, None, :]
+    bit = tl.full((1, 1, 1, 1, 1, 1, 1), 1, tl.int32) << (half * steps + step) * 2 + second
+    words = tl.sum(tl.sum(tl.sum(tl.where(u <= 0.0, 0, bit), 6), 3), 1)
+    return tl.permute(words, (0, 2, 1, 3))
 
 
 @triton.jit
@@ -52,10 +53,13 @@ class Masks(NamedTuple):
     What is noted is used up before dK and dV are written, and lies there as far as it fits.
 
     Attributes:
-        first, second, third: (heads, tiles, BLOCK_M / 16, 8, 4) integers of BLOCK_N / 2 bits.
+        first, second, third: (heads, tiles, BLOCK_M / 16, SIDES, 8, 4) integers of BLOCK_N / 2 / SIDES bits.
         in_first, in_second: the heads of the first place, and of the second, sealed (see inputs.py).
         tiles: room for so many in a head, sealed.
         before: heads with lists of queries together with these, sealed, that earlier launches have done.
+        words: of a block of keys, one bit a query, sealed.
+        KEYS: of a block.
+        SIDES: warps that share the keys of a tile.
     """
 
     first: Any
@@ -65,6 +69,9 @@ class Masks(NamedTuple):
     in_second: int
     tiles: int
     before: int
+    words: int
+    KEYS: tl.constexpr
+    SIDES: tl.constexpr
 
 
 @triton.jit
@@ -85,7 +92,7 @@ def masks_of_list(x, size, head_index, index, masks):
         place -= in_first + in_second
     start = tl.load(x.query_tiles + head_index * size.query_lists + index * HEADER + 3)
     tile = place * opened(masks.tiles) + start // x.BLOCK_N + index
-    return base + tile * (2 * x.BLOCK_M)
+    return base + tile * (2 * x.BLOCK_M * masks.SIDES)
 
 
 def list_tiles(pool: int, blocks: int, block: int) -> int:
@@ -105,32 +112,33 @@ def words_of_queries(x, size, head_index, index, masks, used):
 
     Args:
         masks: a ``Masks``.
-        used: (heads before this launch and of it, key blocks, query blocks, BLOCK_M / 16) int16, one bit a query.
+        used: (heads before this launch and of it, key blocks, words) int16, one bit a query.
     """
-    each: tl.constexpr = x.BLOCK_M // _WORD
-    row = (head_index - size.first_head + opened(masks.before)) * tl.cdiv(size.n_k, x.BLOCK_N)
-    blocks = tl.cdiv(size.n_q, x.BLOCK_M)
-    return used + (row * blocks + index) * each, blocks * each
+    row = (head_index - size.first_head + opened(masks.before)) * tl.cdiv(size.n_k, masks.KEYS)
+    step = opened(masks.words)
+    return used + row * step + index * (x.BLOCK_M // _WORD), step
 
 
 @triton.jit
-def mark_queries(x, walk, tile, masks, used, used_step, u):
+def mark_queries(x, tile, place, used_step, u, SIDES: tl.constexpr):
     """Note which queries of a block use the keys of a tile: those whose u (BLOCK_M, BLOCK_N) is above zero or NaN.
 
     Args:
-        masks: from ``masks_of_list``, for a block with a list.
-        used, used_step: from ``words_of_queries``, for one without.
+        place: from ``masks_of_list``, along lists; from ``words_of_queries`` in the launch for the rest, whose tiles
+            are the blocks of keys.
+        used_step: from ``words_of_queries``.
     """
-    words = _pack(u)
     # stored in one dimension and in the order that threads have them in, so that none waits for another
     lane = tl.arange(0, 2 * x.BLOCK_M)
-    if walk.count < 0:
+    if x.LISTS == "rest":
+        words = tl.reshape(_pack(u, 1), (x.BLOCK_M // _WORD, 8, 4))
         queries = tl.broadcast_to(_queries(words, x.BLOCK_N // 4)[:, None, None], words.shape)
         queries = tl.reshape(queries, (2 * x.BLOCK_M,))
-        tl.store(used + tile.to(tl.int64) * used_step + lane // 32, queries, mask=lane % 32 == 0)
+        tl.store(place + tile.to(tl.int64) * used_step + lane // 32, queries, mask=lane % 32 == 0)
     else:
-        flat = tl.reshape(words, (2 * x.BLOCK_M,)).to(masks.dtype.element_ty)
-        tl.store(masks + tile * (2 * x.BLOCK_M) + lane, flat)
+        lane = tl.arange(0, 2 * x.BLOCK_M * SIDES)
+        flat = tl.reshape(_pack(u, SIDES), lane.shape).to(place.dtype.element_ty)
+        tl.store(place + tile * lane.shape[0] + lane, flat)
 
 
 @launched_by_key
@@ -153,21 +161,24 @@ def scatter_kernel(x, size, masks, used, PARTS: tl.constexpr):
     lists = x.query_tiles + head_index * size.query_lists
     count = tl.load(lists + index * HEADER)
     entries = entry_place(lists, blocks, lists + index * HEADER, x.LISTS)
-    first, step = words_of_queries(x, size, head_index, index, masks, 0)
-    masks = masks_of_list(x, size, head_index, index, masks)
-    half: tl.constexpr = x.BLOCK_N // 4
-    every: tl.constexpr = 2 ** (x.BLOCK_N // 2) - 1
-    lane = tl.arange(0, 2 * x.BLOCK_M)
+    first, used_step = words_of_queries(x, size, head_index, index, masks, 0)
+    places = masks_of_list(x, size, head_index, index, masks)
+    SIDES: tl.constexpr = masks.SIDES
+    KEYS: tl.constexpr = masks.KEYS
+    half: tl.constexpr = x.BLOCK_N // 4 // SIDES
+    every: tl.constexpr = 2 ** (2 * half) - 1
+    lane = tl.arange(0, 2 * x.BLOCK_M * SIDES)
     for tile in range(tl.program_id(0) % PARTS, tl.cdiv(count, x.BLOCK_N), PARTS):
-        words = tl.load(masks + tile * (2 * x.BLOCK_M) + lane).to(tl.int32)
+        words = tl.load(places + tile * lane.shape[0] + lane).to(tl.int32)
         if half < 16:
             words = words & every
         while tl.max((words != 0).to(tl.int32), 0) > 0:
             bit, rest = lowest_bit(words)
-            entry = tile * x.BLOCK_N + bit % half // 2 * 8 + lane % 4 * 2 + bit % 2
+            step = bit % half // 2 * SIDES + lane // 32 % SIDES
+            entry = tile * x.BLOCK_N + step * 8 + lane % 4 * 2 + bit % 2
             there = (words != 0) & (entry < count)  # past the end of a list rows of NaN have bits
             key = load_entries(entries, entry, there, x.LISTS, 0)
-            place = first + (key // x.BLOCK_N).to(tl.int64) * step + lane // 32
+            place = first + (key // KEYS).to(tl.int64) * used_step + lane // (32 * SIDES)
             query = tl.where(there, bit // half * 8 + lane % 32 // 4 + (place & 1).to(tl.int32) * _WORD, 0)
             tl.atomic_or(used + place // 2, 1 << query, mask=there, sem="relaxed")
             words = rest

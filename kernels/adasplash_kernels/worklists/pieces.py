@@ -15,7 +15,7 @@ import triton.language as tl
 
 from ..inputs import open_sizes, opened
 from ..launching import launched_by_key
-from ..scores import key_block, key_block_at, store_rows
+from ..scores import key_block, key_block_at, rank_and_head, store_rows
 from .walk import Walk, key_list
 
 _FAR = tl.constexpr(1 << 30)  # more tiles than any walk has
@@ -63,7 +63,8 @@ def count_tiles_kernel(x, size, tiles):
     for group in range(size.groups):
         walk = key_list(x, size, at, at.head + group)
         count += walk.last - walk.first
-    tl.store(tiles + tl.program_id(0), count)
+    blocks = tl.cdiv(size.n_k, x.BLOCK_N)
+    tl.store(tiles + (at.head_index - size.first_head // size.groups) * blocks + at.index, count)
 
 
 @triton.jit
@@ -128,13 +129,15 @@ def block_and_part(x, size, pieces):
         room = opened(pieces.room)
         first_head = size.first_head // size.groups
         number = tl.program_id(0)
-        slots = tl.num_programs(0) // (blocks + room) * room
+        heads = tl.num_programs(0) // (blocks + room)
+        slots = heads * room
         is_piece = number < slots
         slot = tl.where(is_piece, number, 0)
         owner = tl.where(is_piece, tl.load(pieces.owner + slot), -1)
         whole = tl.where(is_piece, 0, number - slots)
-        head = tl.where(is_piece, slot // room, whole // blocks)
-        index = tl.where(is_piece, tl.maximum(owner, 0), whole % blocks)
+        rank, one = rank_and_head(x, whole, blocks, heads, size.n_q * size.groups)
+        head = tl.where(is_piece, slot // room, one)
+        index = tl.where(is_piece, tl.maximum(owner, 0), rank)
         first = tl.load(pieces.first + head * blocks + index)
         length = tl.load(pieces.length + head)
         begin = tl.where(is_piece, (slot % room - first) * length, 0)

@@ -103,14 +103,30 @@ def mask_row(x, size, at, tiles):
 @triton.jit
 def query_list(x, size, at):
     """Return the walk of a block of queries."""
-    if x.LISTS == "all":
+    if x.LISTS == "all" or x.LISTS == "rest":
         walk = all_tiles(at)
     elif x.LISTS == "tiles":
         walk = tile_list(mask_row(x, size, at, x.query_tiles), at)
     else:
         lists = x.query_tiles + at.head_index * size.query_lists
-        walk = column_list(lists, tl.cdiv(size.n_q, x.BLOCK_M), at, x.BLOCK_N, x.LISTS)
+        walk = column_list(lists, tl.cdiv(size.n_q, x.LIST_M), at, x.BLOCK_N, x.LISTS)
     return walk
+
+
+@triton.jit
+def is_anothers(x, size, at):
+    """Tell whether a block of queries is another launch's: there is one along the lists, and one for the rest.
+
+    Blocks of the rest are of several lists, which are all there or all not.
+    """
+    if x.LISTS == "columns" or x.LISTS == "columns16":
+        other = tl.load(x.query_tiles + at.head_index * size.query_lists + at.index * HEADER) < 0
+    elif x.LISTS == "rest":
+        first = at.index * (x.BLOCK_M // x.LIST_M)
+        other = tl.load(x.query_tiles + at.head_index * size.query_lists + first * HEADER) >= 0
+    else:
+        other = False
+    return other
 
 
 @triton.jit
