@@ -27,7 +27,7 @@ from .scores import (
 )
 from .worklists.marks import mark_queries, masks_of_list, words_of_queries
 from .worklists.pieces import block_and_part, part_of, store_part
-from .worklists.walk import is_anothers, key_list, members, next_tile, query_list, run, run_range
+from .worklists.walk import is_anothers, key_list, keys_are_anothers, members, next_tile, query_list, run, run_range
 
 
 class Upstream(NamedTuple):
@@ -97,7 +97,7 @@ def grad_query_kernel(x, size, up, out2, dq, d_alpha, masks, used):
                 k, v, raw = load_tile(x, size, at, q, walk, tile, part)
                 p, u = weights(raw, size.scale, theta[:, None], a, x.ALPHA)
                 if masks is not None:  # here, where few other numbers are in registers
-                    mark_queries(x, tile, place, used_step, u, masks.SIDES)
+                    mark_queries(x, size, tile, place, used_step, u, masks.KEYS, masks.SIDES)
                 centred = _product(d_out, v) - delta[:, None]
                 acc = dot((u * centred).to(k.dtype), k, acc)
                 if d_alpha is not None:
@@ -134,6 +134,8 @@ def grad_key_value_kernel(x, size, up, dk, dv, pieces):
     """
     size = open_sizes(x, size)
     at, part = block_and_part(x, size, pieces)
+    if keys_are_anothers(x, size, at):
+        return
     before = 0
     k = load_keys(x, size, at, at.rows)
     v = load_values(x, size, at, at.rows)

@@ -23,14 +23,14 @@ class Inputs(NamedTuple):
         query_tiles, key_tiles: work lists, or None to visit all tiles: bit masks of tiles (see worklists/tiles.py) or
             lists of columns (see worklists/columns.py).
         LISTS: which of these they are: "all", "tiles", "columns", "columns16" with entries of 16 bits, or "rest" for
-            all tiles of those queries that have no list of columns.
+            all tiles of those queries, or keys, that have no list of columns.
         FIRST_PART, PARTS_END: the parts in which a kernel goes through a block's tiles (see worklists/walk.py).
         d: head dim.
         ALPHA: "1", "1.5", "2" or "any".
         EVEN_D: whether D is BLOCK_D, so that columns need no mask.
         ALIGNED: whether every pitch is a multiple of 8 elements, so that rows load 16 bytes at a time.
         BLOCK_D, BLOCK_M, BLOCK_N: columns, queries and keys of a tile.
-        LIST_M: queries that share a list of columns.
+        LIST_M, LIST_N: queries that share a list of columns, and keys that share one of queries.
     """
 
     q: Any
@@ -56,6 +56,7 @@ class Inputs(NamedTuple):
     BLOCK_M: tl.constexpr
     BLOCK_N: tl.constexpr
     LIST_M: tl.constexpr
+    LIST_N: tl.constexpr
 
 
 class Sizes(NamedTuple):

@@ -109,7 +109,7 @@ class Problem:
             q, k, v, self.scores, self.alpha, slopes, self.key_starts, self.key_lengths, *spans, None, None, q.shape[3],
             constant("all"), EDGES, MIXED, constant(self.alpha_kind), constant(q.shape[3] == padded),
             _aligned(q, k, v), constant(padded), constant(tiles.block_m), constant(tiles.block_n),
-            constant(self.column_tiles.walk.block_m),
+            constant(self.column_tiles.walk.block_m), constant(self.column_tiles.grad_keys.block_n),
         )  # fmt: skip
 
     def inputs(
@@ -120,7 +120,7 @@ class Problem:
         if lists is None:
             return self._inputs
         if lists == "rest":
-            return self._inputs._replace(query_tiles=query_tiles, LISTS=constant(lists))
+            return self._inputs._replace(query_tiles=query_tiles, key_tiles=key_tiles, LISTS=constant(lists))
         if lists == "columns" and self.others(key_tiles is not None) <= NARROW:
             lists = "columns16"
         return self._inputs._replace(
@@ -137,7 +137,7 @@ class Problem:
             slopes.stride(0) if slopes is not None and slopes.ndim == 2 else 0, 
             1 if self.alpha is not None and self.alpha.numel() > 1 else 0,
             *_pitches(q), *_pitches(k), *_pitches(v),
-            self.list_size, column_list_size(self.key_blocks, n_q), 0, float(self.scale),
+            self.list_size, self.key_list_size, 0, float(self.scale),
         )  # fmt: skip
 
     def sizes(self, first_head: int = 0) -> Sizes:
@@ -161,14 +161,34 @@ class Problem:
         return -(-self.q.shape[2] // self.column_tiles.walk.block_m)
 
     @property
+    def key_lists(self) -> int:
+        """Lists of queries of a head."""
+        return -(-self.k.shape[2] // self.column_tiles.grad_keys.block_n)
+
+    @property
     def list_size(self) -> int:
-        """Numbers that they take."""
+        """Numbers that a head's lists of columns take."""
         return column_list_size(self.lists, self.k.shape[2], self.column_tiles.share)
+
+    @property
+    def key_list_size(self) -> int:
+        """Numbers that a head's lists of queries take."""
+        return column_list_size(self.key_lists, self.q.shape[2], self.column_tiles.share)
 
     @cached_property
     def listed(self) -> Problem:
         """The same with tiles for passes along lists of columns."""
         return self.retiled(self.column_tiles.walk)
+
+    @cached_property
+    def listed_keys(self) -> Problem:
+        """The same with tiles for passes along lists of queries."""
+        return self.retiled(self.column_tiles.grad_keys)
+
+    @cached_property
+    def unlisted(self) -> Problem:
+        """The same with tiles for passes over all tiles, of queries or keys that have no list."""
+        return self.retiled(self.column_tiles.rest)
 
     @property
     def query_blocks(self) -> int:
@@ -388,7 +408,8 @@ def _compact(problem: Problem, bits: Tensor, lists: Tensor, first_head: int, key
     inputs, sizes, grid = problem.inputs(), problem.sizes(first_head), (heads * blocks,)
     count_kernel[grid](inputs, sizes, bits, lists, blocks, words_each, pitch, DENSEST, keys, num_warps=1)
     chunk = 32 if INTERPRETED else 1024
-    together = 1 if keys else problem.column_tiles.rest.block_m // problem.tiles.block_m
+    own, rest = problem.tiles, problem.column_tiles.rest
+    together = rest.block_n // own.block_n if keys else rest.block_m // own.block_m
     share_kernel[(heads,)](lists, blocks, pitch, pool_entries(pitch, blocks, n), together, chunk, num_warps=4)
     compact_kernel[grid](inputs, sizes, bits, lists, blocks, words_each, pitch, keys, n <= NARROW, num_warps=1)
 
@@ -426,13 +447,17 @@ def forward(method: str, problem: Problem, need_out2: bool) -> tuple[Tensor, Ten
 
 
 def _visits(
-    problem: Problem, kind: str | None, lists: Tensor | None
+    problem: Problem, kind: str | None, lists: Tensor | None, listed: Problem | None = None
 ) -> Iterator[tuple[Problem, Inputs, dict[str, int]]]:
     """Yield the launches that visit keys for each query: its tiles, inputs and options. Where there are lists of
-    columns they are two: one along the lists, and one for the rest."""
+    columns they are two: one along the lists, and one for the rest.
+
+    Args:
+        listed: with the tiles of the first of these, if not those of the output.
+    """
     parts = ((problem, kind),)
     if kind == "columns":
-        parts = (problem.listed, kind), (problem.retiled(problem.column_tiles.rest), "rest")
+        parts = (listed or problem.listed, kind), (problem.unlisted, "rest")
     for part, of in parts:
         yield part, part.inputs(of, query_tiles=lists), part.visit_options(of)
 
@@ -454,7 +479,7 @@ def backward_gradients(
         keyed = problem.inputs(kind, key_tiles=key_tiles)
         grad_key_value_kernel[problem.key_grid()](keyed, sizes, up, dk, dv, None, **options)
         return dq, dk, dv, d_alpha
-    each = 2 * problem.key_blocks * _words_each(problem) + 4 * column_list_size(problem.key_blocks, q.shape[2])
+    each = 2 * problem.key_lists * _words_each(problem) + 4 * problem.key_list_size
     for start, count in problem.head_chunks(each):
         _gradients_along_lists(problem, up, out2, lists, (dq, dk, dv, d_alpha), start, count)
     return dq, dk, dv, d_alpha
@@ -462,8 +487,7 @@ def backward_gradients(
 
 def _words_each(problem: Problem) -> int:
     """Return how many words say which queries use a block of keys, one bit a query."""
-    block_m = problem.column_tiles.rest.block_m
-    return triton.cdiv(problem.q.shape[2], block_m) * (block_m // WORD)
+    return problem.unlisted.query_blocks * (problem.unlisted.tiles.block_m // WORD)
 
 
 def _gradients_along_lists(
@@ -476,11 +500,12 @@ def _gradients_along_lists(
         start, heads: the first head, counted over the batch, and how many.
     """
     dq, dk, dv, d_alpha = results
-    shape, device = (heads, problem.key_blocks, _words_each(problem)), dq.device
+    shape, device = (heads, problem.key_lists, _words_each(problem)), dq.device
     numbers = math.prod(shape)
     whole = torch.zeros(triton.cdiv(numbers, 2), dtype=torch.int32, device=device)
     used = whole.view(torch.int16)[:numbers].view(shape)
-    (listed, inputs, options), (rest, rest_inputs, rest_options) = _visits(problem, "columns", lists)
+    of_lists, of_rest = _visits(problem, "columns", lists, problem.retiled(problem.column_tiles.grad))
+    (listed, inputs, options), (rest, rest_inputs, rest_options) = of_lists, of_rest
     for first, part, masks in _mask_rounds(problem, lists, (dk, dv), start, heads):
         sizes, grid = listed.sizes(first), listed.query_grid(part)
         grad_query_kernel[grid](inputs, sizes, up, out2, dq, d_alpha, masks, used, **options)
@@ -488,16 +513,18 @@ def _gradients_along_lists(
         grid = rest.query_grid(part)
         grad_query_kernel[grid](rest_inputs, sizes, up, out2, dq, d_alpha, masks, used, **rest_options)
     del masks  # the lists and the pieces take its place
-    size = column_list_size(problem.key_blocks, problem.q.shape[2])
-    key_tiles = torch.empty(heads, size, dtype=torch.int32, device=device)
-    _compact(problem, used, key_tiles, start, keys=True)
+    key_tiles = torch.empty(heads, problem.key_list_size, dtype=torch.int32, device=device)
+    narrow = problem.listed_keys
+    _compact(narrow, used, key_tiles, start, keys=True)
     del used, whole
-    keyed, sizes = problem.inputs("columns", key_tiles=key_tiles), problem.sizes(start)
-    pieces = _pieces(problem, keyed, sizes, heads)
+    keyed, sizes = narrow.inputs("columns", key_tiles=key_tiles), problem.sizes(start)
+    pieces = _pieces(narrow, keyed, sizes, heads)
     slots = pieces.owner.numel()
-    grid = (problem.key_grid(heads)[0] + slots,)
-    grad_key_value_kernel[grid](keyed, sizes, up, dk, dv, pieces, **problem.options)
+    grid = (narrow.key_grid(heads)[0] + slots,)
+    grad_key_value_kernel[grid](keyed, sizes, up, dk, dv, pieces, **narrow.options)
     add_pieces_kernel[(slots,)](keyed, sizes, pieces, dk, dv, num_warps=4)
+    keyed = rest.inputs("rest", key_tiles=key_tiles)
+    grad_key_value_kernel[rest.key_grid(heads)](keyed, sizes, up, dk, dv, None, **rest_options)
 
 
 def _mask_rounds(
@@ -507,11 +534,11 @@ def _mask_rounds(
 
     They go where dK and dV are to be written later, and as many more as take twice what queries do.
     """
-    tiles, blocks, sides = problem.column_tiles.walk, problem.lists, _sides(problem)
+    tiles, blocks, sides = problem.column_tiles.grad, problem.lists, _sides(problem)
     word = getattr(torch, f"int{tiles.block_n // 2 // sides}")
     number = list_tiles(pool_entries(lists.shape[1], blocks, problem.k.shape[2]), blocks, tiles.block_n)
     each = number * 2 * tiles.block_m * sides
-    constants = sealed(_words_each(problem)), constant(problem.tiles.block_n), constant(sides)
+    constants = sealed(_words_each(problem)), constant(problem.column_tiles.grad_keys.block_n), constant(sides)
     places = [_as_words(x, word, start // problem.groups, heads // problem.groups) for x in spare]
     rooms = [x.numel() // each for x in places]
     most = max(1, min(WORKSPACE, 2 * problem.query_bytes(heads)) // (each * word.itemsize))
@@ -526,7 +553,7 @@ def _mask_rounds(
 
 def _sides(problem: Problem) -> int:
     """Return how many warps share the keys of a tile that is walked along lists."""
-    tiles = problem.column_tiles.walk
+    tiles = problem.column_tiles.grad
     return tiles.num_warps if tiles.block_m == WORD else 1
 
 

@@ -55,9 +55,11 @@ class ColumnTiles:
         groups: maxima a query that it keeps; its keys are a multiple.
         emit: of the pass that marks keys; its queries are a multiple of a block's.
         solve: of the solve on the lists; its queries are those of a list.
-        walk: of other passes along the lists; its queries are those of a list. One warp, where registers allow: what
-            products leave in a warp it can multiply again without an exchange.
-        rest: of the passes over all tiles for queries without a list; its queries are a multiple of a list's.
+        walk: of the output's pass along the lists; its queries are those of a list. One warp, where registers allow:
+            what products leave in a warp it can multiply again without an exchange.
+        grad: the same of the gradient of queries.
+        grad_keys: of the gradients of keys and values along lists of queries; its keys are those of a list.
+        rest: of the passes over all tiles for queries, or keys, without a list; they are a multiple of a list's.
         scan: of the solve on all keys, where there are no lists.
         share: the lists have room for a part of ``launch.ENTRIES`` each, one in so many.
     """
@@ -68,31 +70,39 @@ class ColumnTiles:
     emit: Tiles
     solve: Tiles
     walk: Tiles
+    grad: Tiles
+    grad_keys: Tiles
     rest: Tiles
     scan: Tiles
     share: int = 1
 
 
-@lru_cache
 def choose_column_tiles(head_dim: int, dtype: torch.dtype) -> ColumnTiles:
-    """Pick tiles by head dim and dtype alone; many queries a tile, since what these passes wait for is K.
+    """Pick tiles by head dim and dtype alone; many queries a tile where all keys are visited, since what these passes
+    wait for is K, and few along lists, which are the shorter for it.
 
     Where registers are capped, two or three programs share a multiprocessor, and one's products hide what another
     does with its own; what spills is in the loop that masks (docs/performance.md).
     """
+    return _column_tiles(64 if head_dim <= 64 else 128 if head_dim <= 128 else 256, dtype)  # no symbol for a cache
+
+
+@lru_cache
+def _column_tiles(head_dim: int, dtype: torch.dtype) -> ColumnTiles:
     rest = choose_tiles(head_dim, dtype)
     if INTERPRETED:
         coarse = Tiles(32, 32, 1)
-        return ColumnTiles(coarse, coarse, 16, coarse, Tiles(16, 32, 1), Tiles(16, 16, 1), rest, Tiles(32, 16, 1))
+        scan = Tiles(32, 16, 1)
+        return ColumnTiles(coarse, coarse, 16, coarse, Tiles(16, 32, 1), rest, rest, rest, rest, scan)
     if dtype == torch.float32:
-        return ColumnTiles(rest, rest, 32, rest, rest, rest, rest, rest)
+        return ColumnTiles(rest, rest, 32, *(rest,) * 7)
     if head_dim <= 64:
         bound, emit = Tiles(256, 64, 8, 3, 128), Tiles(128, 64, 4, 3, 168)
-        near, narrow = Tiles(128, 64, 4, 3, 128), Tiles(16, 64, 1)
-        return ColumnTiles(bound, near, 32, emit, narrow, narrow, rest, Tiles(64, 64, 4, 3), 2)
+        near, narrow, turned = Tiles(128, 64, 4, 3, 128), Tiles(16, 32, 1), Tiles(32, 16, 1)
+        return ColumnTiles(bound, near, 32, emit, narrow, narrow, narrow, turned, rest, Tiles(64, 64, 4, 3), 2)
     if head_dim <= 128:
         bound, emit = Tiles(256, 64, 8, 3, 128), Tiles(128, 64, 4, 3)
-        solve, walk = Tiles(16, 64, 1), Tiles(16, 64, 2)
-        return ColumnTiles(bound, bound, 32, emit, solve, walk, rest, Tiles(128, 64, 8, 3, 128), 2)
+        narrow, grad, turned, scan = Tiles(16, 32, 1), Tiles(16, 64, 2), Tiles(64, 16, 2), Tiles(128, 64, 8, 3, 128)
+        return ColumnTiles(bound, bound, 32, emit, narrow, narrow, grad, turned, rest, scan, 2)
     wide = Tiles(128, 64, 8, 2)
-    return ColumnTiles(wide, wide, 32, wide, rest, rest, rest, wide)
+    return ColumnTiles(wide, wide, 32, wide, *(rest,) * 5, wide)

@@ -232,14 +232,14 @@ def shares(wanted: list[int], pool: int, together: int = 1) -> tuple[list[int], 
     does not.
 
     Args:
-        wanted: lengths; -1 for no list.
+        wanted: lengths; -1 and less for a list of so many less one that would not pay.
         pool: entries of a head.
-        together: of so many in a row all are there or none.
+        together: of so many in a row all are there or none; none if none would pay.
     """
     counts, starts, taken = [], [], 0
     for first in range(0, len(wanted), together):
         group = wanted[first : first + together]
-        group = [-1] * len(group) if min(group) < 0 else group
+        group = [-1] * len(group) if max(group) < 0 else [max(x, -1 - x) for x in group]
         for count in group:
             starts.append(taken)
             taken += max(count, 0) + count % 2 * (count > 0)

@@ -54,7 +54,7 @@ def _mark_kernel(x, size, weights, masks, used):
         there = (at.rows < size.n_q)[:, None]
         u = tl.load(weights + rows + keys, mask=there & (keys < size.n_k), other=1.0)
         u = tl.where(there & ((x.LISTS != "rest") | (keys < size.n_k)), u, 0.0)
-        mark_queries(x, first + i, place, step, u, masks.SIDES)
+        mark_queries(x, size, first + i, place, step, u, masks.KEYS, masks.SIDES)
 
 
 def scattered(problem: Problem, lists: Tensor, weights: Tensor, rounds: list[int], parts: int) -> Tensor:
@@ -63,22 +63,22 @@ def scattered(problem: Problem, lists: Tensor, weights: Tensor, rounds: list[int
     Args:
         rounds: heads of each launch.
     """
-    tiles, heads, sides = problem.listed.tiles, sum(rounds), launch._sides(problem)
+    tiles, heads, sides = problem.column_tiles.grad, sum(rounds), launch._sides(problem)
+    listed, rest, blocks = problem.retiled(tiles), problem.unlisted, problem.key_lists
     room = launch.pool_entries(lists.shape[1], problem.lists, problem.k.shape[2])
     number = list_tiles(room, problem.lists, tiles.block_n)
     word = getattr(torch, f"int{tiles.block_n // 2 // sides}")
     words = launch._words_each(problem)
-    whole = torch.zeros(triton.cdiv(heads * problem.key_blocks * words, 2), dtype=torch.int32, device=lists.device)
-    used = whole.view(torch.int16)[: heads * problem.key_blocks * words].view(heads, problem.key_blocks, words)
-    inputs, first = problem.listed.inputs("columns", query_tiles=lists), 0
-    rest = problem.retiled(problem.column_tiles.rest)
-    constants = sealed(words), constant(problem.tiles.block_n), constant(sides)
+    whole = torch.zeros(triton.cdiv(heads * blocks * words, 2), dtype=torch.int32, device=lists.device)
+    used = whole.view(torch.int16)[: heads * blocks * words].view(heads, blocks, words)
+    inputs, first = listed.inputs("columns", query_tiles=lists), 0
+    constants = sealed(words), constant(problem.column_tiles.grad_keys.block_n), constant(sides)
     for count in rounds:
         each = (count // 2, count // 4, count)  # of the last place there is more than is needed
         size = 2 * tiles.block_m * sides
         guarded = [torch.full((n * number * size + 8,), 77, dtype=word, device=lists.device) for n in each]
         masks = Masks(*(x[:-8] for x in guarded), *map(sealed, (*each[:2], number, first)), *constants)
-        grid, sizes = problem.listed.query_grid(count), problem.sizes(first)
+        grid, sizes = listed.query_grid(count), problem.sizes(first)
         _mark_kernel[grid](inputs, sizes, weights, masks, used, num_warps=tiles.num_warps)
         assert all((x[-8:] == 77).all() for x in guarded)
         assert (guarded[2][(count - sum(each[:2])) * number * size :] == 77).all()
@@ -104,7 +104,7 @@ def test_bits_of_queries(device, monkeypatch, dtype, limit, n_q, n_k, parts):
     monkeypatch.setattr(launch, "DENSEST", 0.5 if limit == "too dense" else ANY)
     monkeypatch.setattr(launch, "ENTRIES", n_k // 4 if limit == "no room" else n_k)
     problem = Problem(q, k, k, torch.full((1,), 1.5, device=device), "1.5", 1.0)
-    rows, keys, blocks = problem.listed.tiles.block_m, problem.tiles.block_n, problem.lists
+    rows, keys, blocks = problem.listed.tiles.block_m, problem.column_tiles.grad_keys.block_n, problem.lists
     words = triton.cdiv(n_k, WORD)
     shares = torch.tensor([SHARES[i % len(SHARES)] for i in range(4 * blocks)]).view(4, blocks, 1)
     listed = torch.rand(4, blocks, WORD * words, generator=generator) < shares
@@ -120,7 +120,7 @@ def test_bits_of_queries(device, monkeypatch, dtype, limit, n_q, n_k, parts):
     weights[:, 3::7] = 0.0
     weights[:, 4::7] *= 1e-37
     visited = (listed[..., :n_k] | over[..., None]).repeat_interleave(rows, 1)[:, :n_q]
-    expected = torch.zeros(4, launch._words_each(problem) * WORD, problem.key_blocks * keys, dtype=torch.bool)
+    expected = torch.zeros(4, launch._words_each(problem) * WORD, problem.key_lists * keys, dtype=torch.bool)
     expected[:, :n_q, :n_k] = visited & ~(weights <= 0)
     expected = expected.unflatten(2, (-1, keys)).any(3).mT
     assert expected.any() and not expected[..., :n_q].all()

@@ -419,7 +419,7 @@ def test_how_dense_is_too_dense(device, mask, keys):
 def test_shares(device, together):
     """Room goes to blocks in their order, 32 at once here; to none after one that found too little.
 
-    Lists that have to be there together share the fate of the one that finds none.
+    Lists that have to be there together are where one of them would pay and all fit.
     """
     generator = torch.Generator().manual_seed(0)
     wanted = torch.randint(-1, 40, (5, 150), generator=generator)
@@ -427,6 +427,7 @@ def test_shares(device, together):
     wanted[2, ::2] = -1
     wanted[3] = 2**25  # whose sum no 32 bits hold
     wanted[4, :32], wanted[4, 32:64], wanted[4, 64:] = 10, -1, 7
+    wanted[4, 36:40], wanted[4, 42] = -9, -6  # what they would hold, less one
     sums = wanted.clamp_min(0).sum(1)
     for blocks in (1, 31, 32, 33, 64, 150):
         some = int(wanted[0, : blocks // 2].clamp_min(0).sum())

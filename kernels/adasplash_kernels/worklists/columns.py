@@ -146,13 +146,13 @@ def _rows_below(word, limit):
 @launched_by_key
 @triton.jit(do_not_specialize=["blocks", "words", "pitch", "densest"])
 def count_kernel(x, size, bits, lists, blocks, words, pitch, densest, KEYS: tl.constexpr):
-    """Write the header of one block's list: how many entries; how many of them are below the range that needs no mask
-    (see walk.py), and how many below its end.
+    """Write the header of one block's list: how many entries, n, or -1 - n where these are too many for a list to pay;
+    how many of them are below the range that needs no mask (see walk.py), and how many below its end.
 
     Args:
         bits: (heads of this launch, blocks, words) int16.
         lists: (heads of this launch, pitch) int32: the headers, then the pool.
-        densest: share of the rows a block sees above which it visits all tiles, without a list.
+        densest: share of the rows a block sees above which entries are too many.
         KEYS: whether blocks are of keys and entries are queries; else the other way round.
     """
     size = open_sizes(x, size)
@@ -170,7 +170,7 @@ def count_kernel(x, size, bits, lists, blocks, words, pitch, densest, KEYS: tl.c
         inner += set_bits(value & _rows_below(word, inner_high))
     header = lists + head * pitch + index * HEADER
     entries = tl.sum(count, 0)
-    tl.store(header, tl.where(entries > densest * ((end - begin) * _WORD), -1, entries))
+    tl.store(header, tl.where(entries > densest * ((end - begin) * _WORD), -1 - entries, entries))
     tl.store(header + 1, tl.sum(below, 0))
     tl.store(header + 2, tl.sum(inner, 0))
 
@@ -178,16 +178,18 @@ def count_kernel(x, size, bits, lists, blocks, words, pitch, densest, KEYS: tl.c
 @launched_by_key
 @triton.jit(do_not_specialize=["blocks", "pitch", "pool"])
 def share_kernel(lists, blocks, pitch, pool, TOGETHER: tl.constexpr, CHUNK: tl.constexpr):
-    """Say where each list of a head starts in the pool, or -1 for its count where it does not fit.
+    """Say where each list of a head starts in the pool, and write how long it is; or -1 where there is none.
 
-    Starts are even, as two entries of 16 bits are loaded together. Of TOGETHER lists in a row there are all or none.
+    Starts are even, as two entries of 16 bits are loaded together. Of TOGETHER lists in a row there are all or none:
+    none where they do not fit, or where a list of any of them would not pay.
     """
     header = lists + tl.program_id(0).to(tl.int64) * pitch
     taken = tl.full((), 0, tl.int64)
     for start in range(0, blocks, CHUNK):
         block = start + tl.reshape(tl.arange(0, CHUNK), (CHUNK // TOGETHER, TOGETHER))
-        count = tl.load(header + block * HEADER, mask=block < blocks, other=0)
-        none = (tl.min(count, 1) < 0)[:, None]
+        count = tl.load(header + block * HEADER, mask=block < blocks, other=-1)
+        none = (tl.max(count, 1) < 0)[:, None]
+        count = tl.where(count < 0, -1 - count, count)
         wanted = tl.where(none, 0, (count.to(tl.int64) + 1) // 2 * 2)
         of_all = tl.sum(wanted, 1)
         until = taken + tl.cumsum(of_all, 0)

@@ -120,21 +120,29 @@ def words_of_queries(x, size, head_index, index, masks, used):
 
 
 @triton.jit
-def mark_queries(x, tile, place, used_step, u, SIDES: tl.constexpr):
+def mark_queries(x, size, tile, place, used_step, u, KEYS: tl.constexpr, SIDES: tl.constexpr):
     """Note which queries of a block use the keys of a tile: those whose u (BLOCK_M, BLOCK_N) is above zero or NaN.
 
     Args:
         place: from ``masks_of_list``, along lists; from ``words_of_queries`` in the launch for the rest, whose tiles
-            are the blocks of keys.
+            are of whole blocks of keys.
         used_step: from ``words_of_queries``.
+        KEYS, SIDES: as in ``Masks``.
     """
+    key_blocks = tl.cdiv(size.n_k, KEYS)
     # stored in one dimension and in the order that threads have them in, so that none waits for another
     lane = tl.arange(0, 2 * x.BLOCK_M)
     if x.LISTS == "rest":
         words = tl.reshape(_pack(u, 1), (x.BLOCK_M // _WORD, 8, 4))
-        queries = tl.broadcast_to(_queries(words, x.BLOCK_N // 4)[:, None, None], words.shape)
-        queries = tl.reshape(queries, (2 * x.BLOCK_M,))
-        tl.store(place + tile.to(tl.int64) * used_step + lane // 32, queries, mask=lane % 32 == 0)
+        each: tl.constexpr = KEYS // 4  # bits of a block of keys, in each half
+        half: tl.constexpr = x.BLOCK_N // 4
+        for i in tl.static_range(x.BLOCK_N // KEYS):
+            of_block = (words >> i * each) & ((2**each - 1) * (2**half + 1))
+            queries = tl.broadcast_to(_queries(of_block, half)[:, None, None], words.shape)
+            queries = tl.reshape(queries, (2 * x.BLOCK_M,))
+            row = tile.to(tl.int64) * (x.BLOCK_N // KEYS) + i
+            there = (lane % 32 == 0) & (row < key_blocks)
+            tl.store(place + row * used_step + lane // 32, queries, mask=there)
     else:
         lane = tl.arange(0, 2 * x.BLOCK_M * SIDES)
         flat = tl.reshape(_pack(u, SIDES), lane.shape).to(place.dtype.element_ty)

@@ -16,7 +16,7 @@ import triton.language as tl
 from ..inputs import open_sizes, opened
 from ..launching import launched_by_key
 from ..scores import key_block, key_block_at, rank_and_head, store_rows
-from .walk import Walk, key_list
+from .walk import Walk, key_list, keys_are_anothers
 
 _FAR = tl.constexpr(1 << 30)  # more tiles than any walk has
 
@@ -56,13 +56,15 @@ class Part(NamedTuple):
 @launched_by_key
 @triton.jit
 def count_tiles_kernel(x, size, tiles):
-    """Write how many tiles the walk of one block of keys has, into (key-value heads of this launch, blocks) int32."""
+    """Write how many tiles the walk of one block of keys has, into (key-value heads of this launch, blocks) int32; 0
+    where there is no list for it."""
     size = open_sizes(x, size)
     at = key_block(x, size)
     count = at.first * 0
-    for group in range(size.groups):
-        walk = key_list(x, size, at, at.head + group)
-        count += walk.last - walk.first
+    if not keys_are_anothers(x, size, at):
+        for group in range(size.groups):
+            walk = key_list(x, size, at, at.head + group)
+            count += walk.last - walk.first
     blocks = tl.cdiv(size.n_k, x.BLOCK_N)
     tl.store(tiles + (at.head_index - size.first_head // size.groups) * blocks + at.index, count)
 

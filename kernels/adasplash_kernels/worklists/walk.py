@@ -133,15 +133,30 @@ def is_anothers(x, size, at):
 def key_list(x, size, at, head):
     """Return the walk of a block of keys, along the queries of one of the heads that share them."""
     place = at.batch * size.heads + head - size.first_head
-    blocks = tl.cdiv(size.n_k, x.BLOCK_N)
-    if x.LISTS == "all":
+    if x.LISTS == "all" or x.LISTS == "rest":
         walk = all_tiles(at)
     elif x.LISTS == "tiles":
-        row = place * blocks + at.index
+        row = place * tl.cdiv(size.n_k, x.BLOCK_N) + at.index
         walk = tile_list(x.key_tiles + row * tl.cdiv(tl.cdiv(size.n_q, x.BLOCK_M), 32), at)
     else:
-        walk = column_list(x.key_tiles + place * size.key_lists, blocks, at, x.BLOCK_M, x.LISTS)
+        lists = x.key_tiles + place * size.key_lists
+        walk = column_list(lists, tl.cdiv(size.n_k, x.LIST_N), at, x.BLOCK_M, x.LISTS)
     return walk
+
+
+@triton.jit
+def keys_are_anothers(x, size, at):
+    """Tell the same of a block of keys, which is of the rest if one of the heads that share it has no list there."""
+    if x.LISTS == "columns" or x.LISTS == "columns16" or x.LISTS == "rest":
+        first = at.index * (x.BLOCK_N // x.LIST_N)
+        lists = x.key_tiles + (at.batch * size.heads + at.head - size.first_head) * size.key_lists + first * HEADER
+        least = 0
+        for group in range(size.groups):
+            least = tl.minimum(least, tl.load(lists + group * size.key_lists))
+        other = (least < 0) != (x.LISTS == "rest")
+    else:
+        other = False
+    return other
 
 
 @triton.jit
