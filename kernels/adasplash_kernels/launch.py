@@ -56,6 +56,11 @@ def column_list_size(blocks: int, n: int, share: int = 1) -> int:
     return blocks * (HEADER.value + (pairs if n <= NARROW else 2 * pairs))
 
 
+def list_numbers(tiles: ColumnTiles, blocks: int, n: int) -> int:
+    """Return the same for these tiles; wide entries are half as many."""
+    return column_list_size(blocks, n, tiles.share if tiles.share == 1 or n <= NARROW else 2 * tiles.share)
+
+
 def pool_entries(numbers: int, blocks: int, n: int) -> int:
     """Return how many entries there is room for in a head whose lists take so many numbers."""
     return (numbers - blocks * HEADER.value) * (2 if n <= NARROW else 1)
@@ -168,12 +173,12 @@ class Problem:
     @property
     def list_size(self) -> int:
         """Numbers that a head's lists of columns take."""
-        return column_list_size(self.lists, self.k.shape[2], self.column_tiles.share)
+        return list_numbers(self.column_tiles, self.lists, self.k.shape[2])
 
     @property
     def key_list_size(self) -> int:
         """Numbers that a head's lists of queries take."""
-        return column_list_size(self.key_lists, self.q.shape[2], self.column_tiles.share)
+        return list_numbers(self.column_tiles, self.key_lists, self.q.shape[2])
 
     @cached_property
     def listed(self) -> Problem:

@@ -78,7 +78,7 @@ def _fake_forward(
         if THRESHOLDS[method].lists == "columns":
             columns = launch.choose_column_tiles(q.shape[3], q.dtype)
             blocks = -(-n_q // columns.walk.block_m)
-            shape = (batch * heads, launch.column_list_size(blocks, n_k, columns.share))
+            shape = (batch * heads, launch.list_numbers(columns, blocks, n_k))
         lists = torch.empty(shape, dtype=torch.int32, device=q.device)
     out2 = torch.empty(q.shape if need_backward else (0,), dtype=q.dtype, device=q.device)
     theta = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)

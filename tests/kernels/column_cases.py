@@ -252,7 +252,9 @@ def too_dense(entries: int, words: int) -> bool:
     return entries > Fraction(launch.DENSEST).limit_denominator(10**4) * WORD * words
 
 
-def check_lists(lists: Tensor, expected: list[list[list[int]]], seen: Tensor, tile: int, words: int) -> Tensor:
+def check_lists(
+    lists: Tensor, expected: list[list[list[int]]], seen: Tensor, tile: int, words: int, together: int = 1
+) -> Tensor:
     """Compare lists (heads, numbers) with the entries that they must have, as far as they are not too dense and fit.
 
     Args:
@@ -260,6 +262,7 @@ def check_lists(lists: Tensor, expected: list[list[list[int]]], seen: Tensor, ti
         seen: (heads, blocks, rows of a block, other), what rows see.
         tile: of the other side, in rows.
         words: of a block's bits.
+        together: blocks in a row that have lists, or none.
 
     Returns:
         Which entries are to be there, a mask of ``pools``; the others are those that nobody has written.
@@ -271,10 +274,10 @@ def check_lists(lists: Tensor, expected: list[list[list[int]]], seen: Tensor, ti
     assert len(expected) == lists.shape[0] == heads and all(len(x) == blocks for x in expected)
     for head, numbers in enumerate(lists.tolist()):
         wanted = [
-            -1 if too_dense(len(entries), span(seen[head, block], tile, words)) else len(entries)
+            -1 - len(entries) if too_dense(len(entries), span(seen[head, block], tile, words)) else len(entries)
             for block, entries in enumerate(expected[head])
         ]
-        counts, starts = shares(wanted, pool)
+        counts, starts = shares(wanted, pool, together)
         for block, entries in enumerate(expected[head]):
             count, below, inner, start = numbers[HEADER.value * block :][: HEADER.value]
             where = f"head {head}, block {block}"
@@ -287,6 +290,22 @@ def check_lists(lists: Tensor, expected: list[list[list[int]]], seen: Tensor, ti
                 assert entries_of[head, start : start + count].tolist() == entries, where
                 written[head, start : start + count] = True
     return written.to(lists.device)
+
+
+class Sides(NamedTuple):
+    """How many rows of either side lists of one kind go by."""
+
+    own: int  # of a block that has a list
+    other: int  # of a tile of rows that may be entries
+    together: int  # blocks in a row that have lists, or none
+
+    @classmethod
+    def of(cls, problem: Problem, keys: bool) -> Sides:
+        """Return those of lists of queries, with ``keys``, or of keys."""
+        tiles, rest = (problem.listed_keys if keys else problem.listed).tiles, problem.unlisted.tiles
+        if keys:
+            return cls(tiles.block_n, tiles.block_m, rest.block_n // tiles.block_n)
+        return cls(tiles.block_m, tiles.block_n, rest.block_m // tiles.block_m)
 
 
 def overflowed(compactions: list[Compaction], keys: bool) -> Tensor:
@@ -303,25 +322,26 @@ def limit_some(
         compactions: of a call without limits.
         sides: of which kinds of lists, of keys or of queries, there are to be some and some not.
     """
-    tiles, wanted = (at.problem.tiles.block_m, at.problem.tiles.block_n), []
+    wanted = []
     for keys in sides:
-        own, other = reversed(tiles) if keys else tiles
+        own, other, together = Sides.of(at.problem, keys)
         seen = in_blocks(at.seen.mT if keys else at.seen, own).cpu()
         words = next(x.bits.shape[2] for x in compactions if x.keys is keys)
         spans = [[span(x, other, words) for x in of_head] for of_head in seen]
         counts = torch.cat([x.counts for x in compactions if x.keys is keys]).tolist()
         assert min(map(min, counts)) >= 0
-        wanted.append((counts, spans, seen.shape[3]))
+        wanted.append((counts, spans, seen.shape[3], together))
     most = max(map(max, wanted[0][0]))
     found = {}
     for value in [i / 50 for i in range(1, 50)] if name == "DENSEST" else range(0, most, 1 + most // 50):
         monkeypatch.setattr(launch, name, value)
         over = []
-        for counts, spans, n in wanted:
+        for counts, spans, n, together in wanted:
             left = [
                 shares(
-                    [-1 if too_dense(*x) else x[0] for x in zip(a, b, strict=True)],
-                    2 * len(a) * math.ceil(min(launch.ENTRIES, n) / 2),
+                    [-1 - x[0] if too_dense(*x) else x[0] for x in zip(a, b, strict=True)],
+                    2 * len(a) * math.ceil(min(launch.ENTRIES // at.problem.column_tiles.share, n) / 2),
+                    together,
                 )
                 for a, b in zip(counts, spans, strict=True)
             ]

@@ -20,6 +20,7 @@ from column_cases import (
     ANY,
     CASES,
     HALF_TOO,
+    Sides,
     bound,
     check_lists,
     columns,
@@ -127,7 +128,7 @@ def test_the_bound_is_below_theta(device, case, dtype):
     assert (floor.double() <= at.theta + at.slack)[~empty].all()
     edge = floor.double() - 1 / (at.alpha - 1)
     above, passing = (
-        in_blocks(at.scores > x[..., None], at.problem.tiles.block_m).any(2).sum() for x in (at.edge, edge)
+        in_blocks(at.scores > x[..., None], at.problem.listed.tiles.block_m).any(2).sum() for x in (at.edge, edge)
     )
     assert above <= passing + 2 and passing <= 1.25 * above
 
@@ -143,8 +144,8 @@ def test_each_head_has_its_own_alpha(device, monkeypatch):
     theta = torch.stack([exact_theta(scores[:, h], exact[h]) for h in range(3)], 1)
     assert (bound(problem).double() <= theta + 1e-5).all()
     edge = theta - 1 / (alphas.double()[:, None] - 1)
-    must = in_blocks(scores > (edge + 1e-5)[..., None], problem.tiles.block_m).any(2)
-    found = names(launch.column_lists(problem)[1], problem.query_blocks, k.shape[2])
+    must = in_blocks(scores > (edge + 1e-5)[..., None], problem.listed.tiles.block_m).any(2)
+    found = names(launch.column_lists(problem)[1], problem.lists, k.shape[2])
     assert not (must & ~found).any()
     assert (found.sum((1, 2)) <= 1.25 * must.sum((1, 2))).all()
 
@@ -170,13 +171,13 @@ def test_hard_rows_have_their_support_listed(device, monkeypatch, alpha, kind):
     assert (bound(problem)[0].double() <= theta + slack).all()
     support = scores.double() > (theta - 1 / (exact - 1) + slack)[..., None]
     solved, lists = launch.column_lists(problem)
-    found = names(lists, problem.query_blocks, scores.shape[-1])
-    assert not (in_blocks(support[None], problem.tiles.block_m).any(2) & ~found).any()
+    found = names(lists, problem.lists, scores.shape[-1])
+    assert not (in_blocks(support[None], problem.listed.tiles.block_m).any(2) & ~found).any()
     labels = [labels[i % len(labels)] for i in range(pair)]
     check_theta(solved.flatten(), scores[0], exact, labels)
     monkeypatch.setattr(launch, "DENSEST", 0.0)
     solved, lists = launch.column_lists(problem)
-    assert (headers(lists, problem.query_blocks)[..., 0] == -1).all()
+    assert (headers(lists, problem.lists)[..., 0] == -1).all()
     check_theta(solved.flatten(), scores[0], exact, labels)
 
 
@@ -193,7 +194,7 @@ def test_lists_hold_what_passes_the_bound(device, monkeypatch, case, dtype):
     usual = launch.DENSEST
     monkeypatch.setattr(launch, "DENSEST", ANY)
     at = setting(case, device, dtype)
-    (rows, tile), n_k = (at.problem.tiles.block_m, at.problem.tiles.block_n), at.problem.k.shape[2]
+    (rows, tile, together), n_k = Sides.of(at.problem, False), at.problem.k.shape[2]
     theta, lists = launch.column_lists(at.problem)
     empty = ~at.seen.any(-1)
 
@@ -210,7 +211,8 @@ def test_lists_hold_what_passes_the_bound(device, monkeypatch, case, dtype):
         for edge in (torch.minimum(passed, at.edge) + at.slack, passed - margin)
     )
     (heads, blocks), words = must.shape[:2], triton.cdiv(n_k, WORD)
-    assert lists.shape == (heads, launch.column_list_size(blocks, n_k)) and lists.dtype == torch.int32
+    assert blocks == at.problem.lists
+    assert lists.shape == (heads, at.problem.list_size) and lists.dtype == torch.int32
     assert must.any() and may.sum() <= must.sum() + 2
     entries = named(lists, blocks)
     for head in range(heads):
@@ -218,15 +220,16 @@ def test_lists_hold_what_passes_the_bound(device, monkeypatch, case, dtype):
             found = entries[head][block]
             unseen = [x for x in found if not (0 <= x < n_k and seen[head, block, :, x].any())]
             assert not unseen, f"head {head}, block {block}: {len(unseen)} of {len(found)} entries not seen"
-    check_lists(lists, [[sorted(set(x)) for x in of_head] for of_head in entries], seen, tile, words)
+    check_lists(lists, [[sorted(set(x)) for x in of_head] for of_head in entries], seen, tile, words, together)
     found = names(lists, blocks, n_k)
     assert not (must & ~found).any() and not (found & ~may).any()
 
     monkeypatch.setattr(launch, "DENSEST", usual)
-    monkeypatch.setattr(launch, "ENTRIES", max(1, sum(map(len, entries[0])) // (2 * blocks)))
+    each = max(1, sum(map(len, entries[0])) // (2 * blocks))
+    monkeypatch.setattr(launch, "ENTRIES", each * at.problem.column_tiles.share)
     theta, lists = launch.column_lists(replace(at.problem))  # a problem keeps its sizes
-    assert lists.shape == (heads, blocks * (HEADER.value + -(-launch.ENTRIES // 2)))
-    check_lists(lists, entries, seen, tile, words)
+    assert lists.shape == (heads, blocks * (HEADER.value + -(-each // 2)))
+    check_lists(lists, entries, seen, tile, words, together)
     check_found(theta)
 
 

@@ -13,6 +13,7 @@ from calls import bind, op_arguments, plain, positions, random_qkv, stretch
 from column_cases import (
     ANY,
     HALF_TOO,
+    Sides,
     check_lists,
     columns,
     in_blocks,
@@ -179,7 +180,7 @@ def test_long_rows_change_nothing(device, monkeypatch, compactions, case):
     at = setting(case, device)
     run, inputs = functools.partial(columns, **at.options), (at.problem.q, at.problem.k, at.problem.v)
     upstream = torch.randn(at.problem.q.shape, device=device)
-    blocks = {False: at.problem.query_blocks, True: at.problem.key_blocks}
+    blocks = {False: at.problem.lists, True: at.problem.key_lists}
     found = []
     for narrow in (launch.NARROW, 0):
         monkeypatch.setattr(launch, "NARROW", narrow)
@@ -228,7 +229,7 @@ def test_queries_that_use_a_block_of_keys(device, monkeypatch, compactions, case
         gradients(run, inputs, at.problem.q)
     over = overflowed(compactions, False)
     assert over.any() == (limit is not None) and not over.all()
-    keys = at.problem.tiles.block_n
+    keys, tile, together = Sides.of(at.problem, True)
     must, may = (
         in_blocks((at.seen & (at.scores > (at.edge + slack)[..., None])).mT, keys).any(2)
         for slack in (at.slack, -at.slack)
@@ -236,13 +237,13 @@ def test_queries_that_use_a_block_of_keys(device, monkeypatch, compactions, case
     assert 0 < must.sum() < 0.9 * must.numel() and may.sum() <= must.sum() + 2
     bits, lists = (torch.cat([getattr(x, name) for x in compactions if x.keys]) for name in ("bits", "lists"))
     n_q = at.problem.q.shape[2]
-    assert lists.shape == (at.problem.heads, launch.column_list_size(at.problem.key_blocks, n_q))
+    assert lists.shape == (at.problem.heads, at.problem.key_list_size)
     used = unpacked(bits)
     assert not used[..., n_q:].any()
     used = used[..., :n_q]
     assert not (must & ~used).any() and not (used & ~may).any()
     expected = [[x.nonzero().flatten().tolist() for x in of_head] for of_head in used]
-    check_lists(lists, expected, in_blocks(at.seen.mT, keys), at.problem.tiles.block_m, bits.shape[2])
+    check_lists(lists, expected, in_blocks(at.seen.mT, keys), tile, bits.shape[2], together)
 
 
 # Numbers that are none, and ties
@@ -355,8 +356,9 @@ def test_where_masks_go(monkeypatch, device, heads, kv_heads, batch, d, space):
     q = torch.zeros(batch, heads, n_q, d, dtype=torch.bfloat16, device=device)
     dk, dv = (torch.zeros(batch, kv_heads, n_k, d, dtype=torch.bfloat16, device=device) for _ in range(2))
     problem = Problem(q, dk, dv, None, "1.5", 1.0)
-    pool = problem.query_blocks * min(launch.ENTRIES, n_k)
-    lists = torch.zeros(batch * heads, launch.column_list_size(problem.query_blocks, n_k), device=device)
+    tile = problem.column_tiles.grad
+    pool = problem.lists * min(launch.ENTRIES // problem.column_tiles.share, n_k)
+    lists = torch.zeros(batch * heads, problem.list_size, device=device)
     groups = heads // kv_heads
     for start, count in ((0, batch * heads), (groups, groups)):
         done = []
@@ -364,8 +366,8 @@ def test_where_masks_go(monkeypatch, device, heads, kv_heads, batch, d, space):
             tiles, in_first, in_second, before = (
                 (x - 3) // 2 for x in (masks.tiles, masks.in_first, masks.in_second, masks.before)
             )
-            assert before == first - start and tiles * problem.tiles.block_n >= pool
-            each = tiles * problem.tiles.block_m * problem.tiles.block_n // 8
+            assert before == first - start and tiles * tile.block_n >= pool
+            each = tiles * tile.block_m * tile.block_n // 8
             taken, left = [], part
             for place, most in ((masks.first, in_first), (masks.second, in_second), (masks.third, left)):
                 number = min(left, most)

@@ -177,10 +177,10 @@ def test_blocks_with_nan_visit_all_tiles(device, monkeypatch, visited, dtype, pl
     spoilt = torch.zeros(2, 4, dtype=torch.bool, device=device)
     spoilt[0, slice(None) if place == "key" else 2] = True
     assert torch.equal(visits[..., 0] < 0, spoilt)
-    found = names(lists, problem.query_blocks, 5 * keys)
-    each = problem.query_blocks // 4
-    bad = torch.zeros(2, problem.query_blocks, dtype=torch.bool, device=device)
-    bad[0, slice(None) if place == "key" else 2 * each + 3 // problem.tiles.block_m] = True
+    found = names(lists, problem.lists, 5 * keys)
+    each = problem.lists // 4
+    bad = torch.zeros(2, problem.lists, dtype=torch.bool, device=device)
+    bad[0, slice(None) if place == "key" else 2 * each + 3 // problem.listed.tiles.block_m] = True
     assert torch.equal(found.all(2), bad)
     check_same_lists(problem, monkeypatch, visited)
 
