@@ -233,7 +233,8 @@ class Problem:
         """Cut the heads, or some of them, into chunks, first and number, that take about WORKSPACE bytes; heads that
         share keys stay together."""
         end = self.heads if heads is None else first + heads
-        count = max(1, WORKSPACE // max(1, bytes_each * self.groups)) * self.groups
+        space = WORKSPACE * max(1, self.query_bytes(self.heads) >> 26)  # little beside large inputs is still more
+        count = max(1, space // max(1, bytes_each * self.groups)) * self.groups
         return ((start, min(count, end - start)) for start in range(first, end, count))
 
     @property
@@ -329,7 +330,7 @@ def _lists(problem: Problem, floor: Tensor) -> Tensor:
     from, (B, H, N_q) float32."""
     n_k, tiles = problem.k.shape[2], problem.column_tiles
     coarse, block_m = problem.retiled(tiles.emit), tiles.walk.block_m
-    blocks, words_each, programs = problem.lists, triton.cdiv(n_k, WORD), coarse.query_blocks
+    programs, bytes_each = coarse.query_blocks, triton.cdiv(n_k, WORD) * WORD
     pitch = HEADER.value + coarse.key_blocks if LIST_TILES else 0
     stages = 2 * coarse.tiles.num_stages - 1  # as many fetch tiles of keys as elsewhere, and as many their numbers
     # zeros: it is an output of a custom op, which must be a function of its inputs even where nothing reads it
@@ -339,15 +340,13 @@ def _lists(problem: Problem, floor: Tensor) -> Tensor:
         if pitch:
             visits = torch.empty(count, programs, pitch, dtype=torch.int32, device=floor.device)
         _bound(problem, tiles.bound, floor, visits, start, count)
-        for first, part in problem.head_chunks(2 * blocks * words_each, start, count):
-            # zeros: where no tile is visited no word is written
-            shape = (part, blocks, words_each)
-            bits = (torch.zeros if pitch else torch.empty)(shape, dtype=torch.int16, device=floor.device)
+        for first, part in problem.head_chunks(programs * bytes_each, start, count):
+            # zeros: where no tile is visited no byte is written
+            shape = (part, programs, bytes_each)
+            bits = (torch.zeros if pitch else torch.empty)(shape, dtype=torch.int8, device=floor.device)
             rows = None if visits is None else visits[first - start : first - start + part]
             inputs, sizes, grid = coarse.inputs(), coarse.sizes(first), coarse.query_grid(part)
-            emit_kernel[grid](
-                inputs, sizes, floor, bits, blocks, words_each, rows, pitch, block_m, stages, **coarse.options
-            )  # fmt: skip
+            emit_kernel[grid](inputs, sizes, floor, bits, bytes_each, rows, pitch, block_m, stages, **coarse.options)
             _compact(problem.listed, bits, lists[first : first + part], first, keys=False)
     return lists
 
@@ -403,20 +402,26 @@ def columns_without_lists(problem: Problem, max_iterations: int = MAX_ITERATIONS
 
 
 def _compact(problem: Problem, bits: Tensor, lists: Tensor, first_head: int, keys: bool) -> None:
-    """Write the lists of columns (heads, numbers) int32 that bits (heads, blocks, words) int16 stand for.
+    """Write the lists of columns (heads, numbers) int32 that bits stand for.
 
     Args:
+        bits: as ``count_kernel`` takes them.
         first_head: the head, counted over the batch, that they start with.
         keys: whether the blocks are of keys and the entries are queries.
     """
-    (heads, blocks, words_each), pitch, n = bits.shape, lists.shape[1], problem.others(keys)
+    (heads, _, numbers), pitch, n = bits.shape, lists.shape[1], problem.others(keys)
+    blocks, words_each, shared = problem.key_lists, numbers, 1
+    if not keys:
+        tiles = problem.column_tiles
+        blocks, words_each, shared = problem.lists, numbers // WORD, tiles.emit.block_m // tiles.walk.block_m
     inputs, sizes, grid = problem.inputs(), problem.sizes(first_head), (heads * blocks,)
-    count_kernel[grid](inputs, sizes, bits, lists, blocks, words_each, pitch, DENSEST, keys, num_warps=1)
+    count_kernel[grid](inputs, sizes, bits, lists, blocks, words_each, pitch, DENSEST, keys, shared, num_warps=1)
     chunk = 32 if INTERPRETED else 1024
     own, rest = problem.tiles, problem.column_tiles.rest
     together = rest.block_n // own.block_n if keys else rest.block_m // own.block_m
     share_kernel[(heads,)](lists, blocks, pitch, pool_entries(pitch, blocks, n), together, chunk, num_warps=4)
-    compact_kernel[grid](inputs, sizes, bits, lists, blocks, words_each, pitch, keys, n <= NARROW, num_warps=1)
+    narrow = n <= NARROW
+    compact_kernel[grid](inputs, sizes, bits, lists, blocks, words_each, pitch, keys, shared, narrow, num_warps=1)
 
 
 def threshold(method: str, problem: Problem) -> tuple[Tensor, Tensor | None]:

@@ -36,7 +36,7 @@ def garbage(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
     empty = torch.empty
 
     def refill(entry: int, word: int) -> None:
-        fill = {torch.int32: entry, torch.int16: word}
+        fill = {torch.int32: entry, torch.int16: word, torch.int8: word}
 
         def filled(*args: Any, **options: Any) -> Tensor:
             x = empty(*args, **options)
@@ -53,13 +53,19 @@ class Compaction(NamedTuple):
 
     first_head: int
     keys: bool
+    blocks: int
     bits: Tensor
     lists: Tensor
 
     @property
     def counts(self) -> Tensor:
         """(heads, blocks), -1 for blocks that are left without a list."""
-        return headers(self.lists, self.bits.shape[1])[..., 0]
+        return headers(self.lists, self.blocks)[..., 0]
+
+    @property
+    def words(self) -> int:
+        """Of 16 rows, in the bits of a block."""
+        return self.bits.shape[2] if self.keys else self.bits.shape[2] // WORD
 
 
 @pytest.fixture
@@ -69,7 +75,8 @@ def compactions(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Compaction]]:
 
     def spy(problem: Problem, bits: Tensor, lists: Tensor, first_head: int, keys: bool) -> None:
         compact(problem, bits, lists, first_head, keys)
-        found.append(Compaction(first_head, keys, bits.clone(), lists.clone()))
+        blocks = problem.key_lists if keys else problem.lists
+        found.append(Compaction(first_head, keys, blocks, bits.clone(), lists.clone()))
 
     monkeypatch.setattr(launch, "_compact", spy)
     yield found
@@ -326,7 +333,7 @@ def limit_some(
     for keys in sides:
         own, other, together = Sides.of(at.problem, keys)
         seen = in_blocks(at.seen.mT if keys else at.seen, own).cpu()
-        words = next(x.bits.shape[2] for x in compactions if x.keys is keys)
+        words = next(x.words for x in compactions if x.keys is keys)
         spans = [[span(x, other, words) for x in of_head] for of_head in seen]
         counts = torch.cat([x.counts for x in compactions if x.keys is keys]).tolist()
         assert min(map(min, counts)) >= 0
@@ -350,6 +357,15 @@ def limit_some(
             found[value] = abs(sum(over[0]) / len(over[0]) - 0.5)
     monkeypatch.setattr(launch, name, min(found, key=lambda x: found[x]))
     compactions.clear()
+
+
+def by_byte(problem: Problem, flags: Tensor) -> Tensor:
+    """Return bits (heads, blocks, keys) bool of blocks of queries as (heads, blocks / 8 or so, keys) int8, a bit a block
+    of those that one program marks keys for."""
+    shared = problem.column_tiles.emit.block_m // problem.column_tiles.walk.block_m
+    flags = torch.nn.functional.pad(flags, (0, 0, 0, -flags.shape[1] % shared)).unflatten(1, (-1, shared))
+    value = (flags.long() << torch.arange(shared, device=flags.device)[:, None]).sum(2)
+    return torch.where(value >= 2**7, value - 2**8, value).to(torch.int8)
 
 
 def packed(flags: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 from calls import bind, random_qkv, stretch
-from column_cases import ANY, HALF_TOO, columns, headers, limit_some, overflowed, packed, setting, unpacked
+from column_cases import ANY, HALF_TOO, Sides, columns, by_byte, headers, limit_some, overflowed, setting, unpacked
 from oracle import gradients
 from torch import Tensor
 
@@ -102,17 +102,21 @@ def test_bits_of_queries(device, monkeypatch, dtype, limit, n_q, n_k, parts):
     q = torch.zeros(2, 2, n_q, 16, dtype=dtype, device=device)
     k = torch.zeros(2, 1, n_k, 16, dtype=dtype, device=device)
     monkeypatch.setattr(launch, "DENSEST", 0.5 if limit == "too dense" else ANY)
-    monkeypatch.setattr(launch, "ENTRIES", n_k // 4 if limit == "no room" else n_k)
+    share = launch.choose_column_tiles(16, dtype).share
+    monkeypatch.setattr(launch, "ENTRIES", share * (n_k // 4 if limit == "no room" else n_k))
     problem = Problem(q, k, k, torch.full((1,), 1.5, device=device), "1.5", 1.0)
     rows, keys, blocks = problem.listed.tiles.block_m, problem.column_tiles.grad_keys.block_n, problem.lists
     words = triton.cdiv(n_k, WORD)
-    shares = torch.tensor([SHARES[i % len(SHARES)] for i in range(4 * blocks)]).view(4, blocks, 1)
+    together = Sides.of(problem, False).together
+    groups = triton.cdiv(blocks, together)
+    shares = torch.tensor([SHARES[i % len(SHARES)] for i in range(4 * groups)]).view(4, groups, 1)
+    shares = shares.repeat_interleave(together, 1)[:, :blocks]
     listed = torch.rand(4, blocks, WORD * words, generator=generator) < shares
     listed[..., n_k:] = False
     lists = torch.empty(4, problem.list_size, dtype=torch.int32, device=device)
-    launch._compact(problem.listed, packed(listed).to(device), lists, 0, keys=False)
+    launch._compact(problem.listed, by_byte(problem, listed).to(device), lists, 0, keys=False)
     over = headers(lists, blocks)[..., 0].cpu() < 0
-    assert over.any() == (limit != "none") and (blocks == 1 or not over.all())
+    assert over.any() == (limit != "none") and (groups == 1 or not over.all())
 
     weights = torch.rand(4, n_q, n_k, generator=generator)
     weights[weights > 3 / keys] = 0.0

@@ -22,6 +22,7 @@ from column_cases import (
     HALF_TOO,
     Sides,
     bound,
+    by_byte,
     check_lists,
     columns,
     headers,
@@ -348,7 +349,8 @@ class Frame(NamedTuple):
         pitch = HEADER.value * blocks + (-(-pool // 2) if launch.NARROW else pool)
         guarded = torch.full((heads * pitch + 8,), -5, dtype=torch.int32, device=self.problem.q.device)
         lists = guarded[:-8].view(heads, pitch)
-        launch._compact(self.problem, packed(flags).to(lists.device), lists, 1, self.keys)
+        bits = packed(flags) if self.keys else by_byte(self.problem, flags)
+        launch._compact(self.problem, bits.to(lists.device), lists, 1, self.keys)
         written = check_lists(lists, expected, self.seen, self.tile, self.words)
         untouched = pools(torch.full_like(lists, -5), blocks)
         assert (pools(lists, blocks) == untouched)[~written].all() and (guarded[-8:] == -5).all()
