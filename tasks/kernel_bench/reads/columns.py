@@ -25,7 +25,7 @@ def all_keys_at_once(launch: Launch) -> Reads:
 
 def listed_tiles_at_once(launch: Launch) -> Reads:
     """Count the pass that marks keys: likewise, but for the tiles of K that the bound's pass has left out."""
-    keys, rows = _seen_at_once(launch), launch.arguments[6]
+    keys, rows = _seen_at_once(launch), launch.arguments[5]
     if rows is not None:
         listed, first, last = rows[..., 0], rows[..., 1], rows[..., 2]
         keys = keys - torch.where(listed < 0, 0, last - first - listed) * launch.block_n
@@ -40,25 +40,23 @@ def _seen_at_once(launch: Launch) -> Tensor:
     return keys.expand(launch.programs // len(keys), -1)
 
 
-def piece_rows(launch: Launch, owner: Tensor) -> int:
+def piece_rows(launch: Launch, owner: Tensor, taken: Tensor) -> int:
     """Return how many keys the programs of pieces load; those that are left over load the first block's.
 
     Args:
         owner: (key-value heads, room), the block of each piece; -1 for none.
+        taken: (key-value heads, blocks), which blocks are this launch's; nothing is loaded for others.
     """
-    start = owner.clamp_min(0) * launch.block_n
-    return int((launch.n - start).clamp_max(launch.block_n).sum())
+    block = owner.clamp_min(0).long()
+    return int((taken.gather(1, block) * (launch.n - block * launch.block_n).clamp_max(launch.block_n)).sum())
 
 
-def listed_rows(lists: Tensor, blocks: int, seen: Tensor) -> Tensor:
-    """Return how many rows the lists of each block name, or ``seen`` where a block has none and visits all.
+def lengths(lists: Tensor, blocks: int) -> Tensor:
+    """Return how many rows the list of each block names, (heads, blocks); -1 where there is none.
 
     Args:
-        lists: (heads, numbers) int32: headers of the blocks, of which the first number is the length of the list or
-            -1, then entries.
-        seen: (heads, blocks).
+        lists: (heads, numbers) int32: headers of the blocks, of which the first number is that, then entries.
     """
     from adasplash_kernels.worklists.walk import HEADER
 
-    length = lists[:, : blocks * HEADER.value].unflatten(1, (blocks, -1))[..., 0].long()
-    return torch.where(length < 0, seen, length)
+    return lists[:, : blocks * HEADER.value].unflatten(1, (blocks, -1))[..., 0].long()

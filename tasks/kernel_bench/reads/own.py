@@ -12,7 +12,7 @@ from tasks.kernel_bench.problem import Problem
 from tasks.kernel_bench.reads import columns
 from tasks.kernel_bench.reads.launches import Launch, watched
 from tasks.kernel_bench.reads.tally import BACKWARD, FORWARD, Reads, Tally
-from tasks.kernel_bench.reads.walks import visited_keys, visited_queries
+from tasks.kernel_bench.reads.walks import rows_of, taken_keys, taken_queries, visited_keys, visited_queries
 from tasks.kernel_bench.timing import backward
 
 # They take as many passes as their slowest query needs; the output takes one more than one where the last step to a
@@ -28,7 +28,8 @@ def count(method: str, problem: Problem, tensors: Tensors) -> dict[str, Tally]:
 
 
 def _counted(problem: Problem, call: Callable[[], Tensor]) -> tuple[Tally, Tensor]:
-    """Make a call and count what it reads; block sizes are those of the kernel that makes the output or dQ."""
+    """Make a call and count what it reads; block sizes are those of the kernel that makes the output or dQ, the larger
+    ones where it is launched once along lists of few queries and once for the rest."""
     reads: list[tuple[str, Reads]] = []
     tiles: list[tuple[int, int]] = []
 
@@ -41,7 +42,7 @@ def _counted(problem: Problem, call: Callable[[], Tensor]) -> tuple[Tally, Tenso
 
     with watched(report, SOLVING):
         result = call()
-    block_m, block_n = tiles[0]
+    block_m, block_n = max(tiles)
     tally = Tally(block_m, block_n, problem.b * problem.h * -(-problem.n // block_m))
     for kernel, rows in reads:
         tally.add(kernel, rows)
@@ -54,7 +55,7 @@ def _threshold(before: int) -> Callable[[Launch], Reads]:
     def reads(launch: Launch) -> Reads:
         assert launch.passes is not None
         keys = visited_keys(launch) * (before + launch.passes)
-        return Reads(q=len(keys) * launch.n, k=int(keys.sum()))
+        return Reads(q=_own_queries(launch), k=int(keys.sum()))
 
     return reads
 
@@ -63,7 +64,11 @@ def _visit(launch: Launch) -> Reads:
     """Output, and gradient of queries: a block of queries, and a row of K and one of V for each key it visits."""
     keys = visited_keys(launch) * (1 if launch.passes is None else launch.passes)
     visited = int(keys.sum())
-    return Reads(q=len(keys) * launch.n, k=visited, v=visited)
+    return Reads(q=_own_queries(launch), k=visited, v=visited)
+
+
+def _own_queries(launch: Launch) -> int:
+    return rows_of(launch, taken_queries(launch), launch.block_m)
 
 
 def _visit_queries(launch: Launch) -> Reads:
@@ -72,7 +77,9 @@ def _visit_queries(launch: Launch) -> Reads:
     pieces = launch.arguments[5]
     heads = launch.programs // launch.key_blocks if pieces is None else pieces.owner.shape[0]
     queries = visited_queries(launch, heads * launch.groups)
-    own_rows = heads * launch.n + (0 if pieces is None else columns.piece_rows(launch, pieces.owner))
+    taken = taken_keys(launch, heads * launch.groups)
+    own_rows = rows_of(launch, taken, launch.block_n)
+    own_rows += 0 if pieces is None else columns.piece_rows(launch, pieces.owner, taken)
     return Reads(q=int(queries.sum()), k=own_rows, v=own_rows)
 
 

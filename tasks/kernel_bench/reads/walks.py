@@ -37,7 +37,39 @@ def visited_keys(launch: Launch) -> Tensor:
         return seen
     if kind == "tiles":
         return marked_rows(launch.x.query_tiles[own], launch.key_blocks, launch.block_n, launch.n)
-    return columns.listed_rows(launch.x.query_tiles[own], launch.query_blocks, seen)
+    if kind == "rest":
+        return seen * taken_queries(launch)
+    return columns.lengths(launch.x.query_tiles[own], launch.query_blocks).clamp_min(0)
+
+
+def taken_queries(launch: Launch) -> Tensor:
+    """Return which blocks of queries this launch takes, (heads, blocks) bool: along lists those that have one, and
+    those that have none in a launch for the rest."""
+    heads = launch.programs // launch.query_blocks
+    return _taken(launch, launch.x.query_tiles, launch.first_head, heads, launch.block_m, launch.x.LIST_M.value)
+
+
+def taken_keys(launch: Launch, heads: int) -> Tensor:
+    """Return the same of blocks of keys, (query heads / groups, blocks); all heads that share a block have lists there,
+    or it is one of the rest."""
+    own = _taken(launch, launch.x.key_tiles, 0, heads, launch.block_n, launch.x.LIST_N.value)
+    by_key_head = own.unflatten(0, (-1, launch.groups))
+    return by_key_head.any(1) if launch.x.LISTS.value == "rest" else by_key_head.all(1)
+
+
+def _taken(launch: Launch, lists: Tensor, first: int, heads: int, block: int, of_list: int) -> Tensor:
+    """Return which blocks of ``block`` rows of some heads are this launch's, where lists are of ``of_list`` rows."""
+    blocks, kind = -(-launch.n // block), launch.x.LISTS.value
+    if kind not in ("columns", "columns16", "rest"):
+        return torch.ones(heads, blocks, dtype=torch.bool, device=launch.x.q.device)
+    found = columns.lengths(lists[first : first + heads], -(-launch.n // of_list))[:, :: block // of_list]
+    return found < 0 if kind == "rest" else found >= 0
+
+
+def rows_of(launch: Launch, taken: Tensor, block: int) -> int:
+    """Return how many rows the blocks of ``block`` rows that are taken (heads, blocks) hold."""
+    start = torch.arange(0, launch.n, block, device=taken.device)
+    return int((taken * (launch.n - start).clamp_max(block)).sum())
 
 
 def visited_queries(launch: Launch, heads: int) -> Tensor:
@@ -48,7 +80,8 @@ def visited_queries(launch: Launch, heads: int) -> Tensor:
         return seen
     if kind == "tiles":
         return marked_rows(launch.x.key_tiles, launch.query_blocks, launch.block_m, launch.n)
-    return columns.listed_rows(launch.x.key_tiles, launch.key_blocks, seen)
+    taken = taken_keys(launch, heads).repeat_interleave(launch.groups, 0)
+    return taken * (seen if kind == "rest" else columns.lengths(launch.x.key_tiles, launch.key_blocks))
 
 
 def marked_rows(tiles: Tensor, blocks: int, size: int, n: int) -> Tensor:
