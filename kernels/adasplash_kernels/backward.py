@@ -15,6 +15,7 @@ from .launching import launched_by_key
 from .mapping import alpha_slope, load_exponent, weights
 from .scores import (
     dot,
+    key_block_number,
     key_scores,
     load_keys,
     load_queries,
@@ -23,6 +24,7 @@ from .scores import (
     load_tile,
     load_values,
     query_block,
+    query_block_number,
     store_rows,
 )
 from .worklists.marks import mark_queries, masks_of_list, words_of_queries
@@ -62,17 +64,9 @@ def _product(a, b):
     return dot(a, tl.trans(b), tl.zeros((a.shape[0], b.shape[0]), tl.float32))
 
 
-@launched_by_key
 @triton.jit
-def grad_query_kernel(x, size, up, out2, dq, d_alpha, masks, used):
-    """Write dQ and delta for one block of queries of one head; d_alpha (B, H, N_q) by query unless it is None.
-
-    With ``masks``, a ``Masks``, and ``used`` it notes there which queries use which keys (see worklists/marks.py).
-    """
-    size = open_sizes(x, size)
-    at = query_block(x, size)
-    if is_anothers(x, size, at):
-        return
+def _grad_query(x, size, at, up, out2, dq, d_alpha, masks, used):
+    """Write dQ, delta and d_alpha for one block of queries."""
     q = load_queries(x, size, at)
     a = load_exponent(x, size, at.head)
     base = at.head_index * size.n_q
@@ -107,6 +101,25 @@ def grad_query_kernel(x, size, up, out2, dq, d_alpha, masks, used):
         tl.store(d_alpha + base + at.rows, to_alpha, mask=at.rows < size.n_q)
 
 
+@launched_by_key
+@triton.jit
+def grad_query_kernel(x, size, up, out2, dq, d_alpha, masks, used):
+    """Write dQ and delta for one block of queries of one head; d_alpha (B, H, N_q) by query unless it is None.
+
+    With ``masks``, a ``Masks``, and ``used`` it notes there which queries use which keys (see worklists/marks.py).
+    """
+    size = open_sizes(x, size)
+    if x.LISTS == "rest":
+        for number in range(tl.program_id(0), tl.cdiv(size.n_q, x.BLOCK_M) * size.launched, tl.num_programs(0)):
+            at = query_block_number(x, size, number, size.launched)
+            if not is_anothers(x, size, at):
+                _grad_query(x, size, at, up, out2, dq, d_alpha, masks, used)
+    else:
+        at = query_block(x, size)
+        if not is_anothers(x, size, at):
+            _grad_query(x, size, at, up, out2, dq, d_alpha, masks, used)
+
+
 @triton.jit
 def _load_once(base, rows, n_rows, other):
     """Load numbers (rows,), each by one thread.
@@ -124,18 +137,9 @@ def _store_key_value(x, size, at, dk, dv, acc_k, acc_v):
     store_rows(x, dv + base, acc_v, at.rows, size.n_k)
 
 
-@launched_by_key
 @triton.jit
-def grad_key_value_kernel(x, size, up, dk, dv, pieces):
-    """Write dK and dV for one block of keys of one key-value head, summed over the query heads that share it.
-
-    Args:
-        pieces: None, or what says which walks are cut and takes the sums of their pieces (see worklists/pieces.py).
-    """
-    size = open_sizes(x, size)
-    at, part = block_and_part(x, size, pieces)
-    if keys_are_anothers(x, size, at):
-        return
+def _grad_key_value(x, size, at, part, up, dk, dv, pieces):
+    """Write dK and dV for one block of keys, or a piece's sums of them."""
     before = 0
     k = load_keys(x, size, at, at.rows)
     v = load_values(x, size, at, at.rows)
@@ -173,3 +177,24 @@ def grad_key_value_kernel(x, size, up, dk, dv, pieces):
         store_part(x, pieces, part.slot, acc_k, acc_v)
     elif part.end > part.begin:
         _store_key_value(x, size, at, dk, dv, acc_k, acc_v)
+
+
+@launched_by_key
+@triton.jit
+def grad_key_value_kernel(x, size, up, dk, dv, pieces):
+    """Write dK and dV for one block of keys of one key-value head, summed over the query heads that share it.
+
+    Args:
+        pieces: None, or what says which walks are cut and takes the sums of their pieces (see worklists/pieces.py).
+    """
+    size = open_sizes(x, size)
+    if x.LISTS == "rest":
+        heads = size.launched // size.groups
+        for number in range(tl.program_id(0), tl.cdiv(size.n_k, x.BLOCK_N) * heads, tl.num_programs(0)):
+            at = key_block_number(x, size, number, heads)
+            if not keys_are_anothers(x, size, at):
+                _grad_key_value(x, size, at, None, up, dk, dv, None)
+    else:
+        at, part = block_and_part(x, size, pieces)
+        if not keys_are_anothers(x, size, at):
+            _grad_key_value(x, size, at, part, up, dk, dv, pieces)

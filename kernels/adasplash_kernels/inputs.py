@@ -71,6 +71,7 @@ class Sizes(NamedTuple):
         q_batch, q_head, q_row, k_batch, ..., v_row: pitches in elements.
         query_lists, key_lists: pitches of a head's lists of columns.
         first_head: the head, counted over the batch, that the grid starts with.
+        launched: query heads of a launch for the rest, whose programs take several blocks each; else 0.
         scale: factor on q.k.
     """
 
@@ -94,6 +95,7 @@ class Sizes(NamedTuple):
     query_lists: int
     key_lists: int
     first_head: int
+    launched: int
     scale: float
 
 
@@ -131,5 +133,6 @@ def open_sizes(x, size):
         pitch(size.q_batch, x.ALIGNED), pitch(size.q_head, x.ALIGNED), pitch(size.q_row, x.ALIGNED),
         pitch(size.k_batch, x.ALIGNED), pitch(size.k_head, x.ALIGNED), pitch(size.k_row, x.ALIGNED),
         pitch(size.v_batch, x.ALIGNED), pitch(size.v_head, x.ALIGNED), pitch(size.v_row, x.ALIGNED),
-        opened(size.query_lists), opened(size.key_lists), opened(size.first_head), size.scale,
+        opened(size.query_lists), opened(size.key_lists), opened(size.first_head), opened(size.launched),
+        size.scale,
     )  # fmt: skip

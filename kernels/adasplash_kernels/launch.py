@@ -38,12 +38,13 @@ PIECES = 512  # at the most, of a launch: about twice what a GPU works on at onc
 NARROW = 2**16  # rows whose numbers fit into 16 bits
 LIST_TILES = True  # False to mark keys in all tiles, as a comparison
 SCATTERED = 1 if INTERPRETED else 4  # programs that share a list whose marks are scattered
+REST = 3 if INTERPRETED else 1024  # programs of a launch for the rest, at the most: usually there is none
 PIECE = 2 if INTERPRETED else 32  # tiles of a piece that the walk of a block of keys is cut into, at the least
 
 
 def settings() -> tuple:
     """Return the numbers above: what is launched follows from them and from a call's arguments."""
-    return DENSEST, ENTRIES, WORKSPACE, PIECES, NARROW, LIST_TILES, SCATTERED, PIECE
+    return DENSEST, ENTRIES, WORKSPACE, PIECES, NARROW, LIST_TILES, SCATTERED, REST, PIECE
 
 
 def column_list_size(blocks: int, n: int, share: int = 1) -> int:
@@ -120,8 +121,8 @@ class Problem:
     def inputs(
         self, lists: str | None = None, *, query_tiles: Tensor | None = None, key_tiles: Tensor | None = None
     ) -> Inputs:
-        """Return what kernels are given, with the work lists to use: "tiles", "columns", or "rest" for queries without a
-        list of columns; by default none."""
+        """Return what kernels are given, with the work lists to use: "tiles", "columns", or "rest" for rows
+        without a list of columns; by default none."""
         if lists is None:
             return self._inputs
         if lists == "rest":
@@ -142,12 +143,19 @@ class Problem:
             slopes.stride(0) if slopes is not None and slopes.ndim == 2 else 0, 
             1 if self.alpha is not None and self.alpha.numel() > 1 else 0,
             *_pitches(q), *_pitches(k), *_pitches(v),
-            self.list_size, self.key_list_size, 0, float(self.scale),
+            self.list_size, self.key_list_size, 0, 0, float(self.scale),
         )  # fmt: skip
 
-    def sizes(self, first_head: int = 0) -> Sizes:
-        """Return the run-time numbers, for a grid that starts with this head, counted over the batch."""
-        return self._sizes._replace(first_head=sealed(first_head)) if first_head else self._sizes
+    def sizes(self, first_head: int = 0, rest: int = 0) -> Sizes:
+        """Return the run-time numbers.
+
+        Args:
+            first_head: the one that the grid starts with, counted over the batch.
+            rest: heads of a launch for the rest; 0 for other launches.
+        """
+        if first_head or rest:
+            return self._sizes._replace(first_head=sealed(first_head), launched=sealed(rest))
+        return self._sizes
 
     def retiled(self, tiles: Tiles) -> Problem:
         """Return the same problem with other tiles, without working out anything again."""
@@ -224,6 +232,13 @@ class Problem:
     def query_grid(self, heads: int | None = None) -> tuple[int]:
         """One program for each block of queries of each head, or of so many heads."""
         return (self.query_blocks * (heads or self.heads),)
+
+    def launch(self, kind: str | None, first: int = 0, heads: int | None = None) -> tuple[Sizes, tuple[int]]:
+        """Return the run-time numbers and the grid of a launch over blocks of queries, of some heads or all."""
+        heads = heads or self.heads
+        if kind == "rest":
+            return self.sizes(first, heads), (min(REST, self.query_blocks * heads),)
+        return self.sizes(first), self.query_grid(heads)
 
     def key_grid(self, heads: int | None = None) -> tuple[int]:
         """One program for each block of keys of each key-value head that these query heads use."""
@@ -357,8 +372,8 @@ def _risen(problem: Problem, floor: Tensor, lists: Tensor | None, settle: Settle
     launches = ((tiles.scan, None),) if lists is None else ((tiles.solve, "columns"), (tiles.rest, "rest"))
     for size, kind in launches:
         part = problem.retiled(size)
-        inputs, sizes = part.inputs(kind, query_tiles=lists), part.sizes()
-        listed_kernel[part.query_grid()](inputs, sizes, floor, theta, settle, max_iterations, **part.options)
+        inputs, (sizes, grid) = part.inputs(kind, query_tiles=lists), part.launch(kind)
+        listed_kernel[grid](inputs, sizes, floor, theta, settle, max_iterations, **part.options)
     return theta
 
 
@@ -451,16 +466,17 @@ def forward(method: str, problem: Problem, need_out2: bool) -> tuple[Tensor, Ten
     q = problem.q
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     out2 = torch.empty(q.shape, dtype=q.dtype, device=q.device) if need_out2 else None
-    for part, inputs, options in _visits(problem, kind_of_lists(method, lists), lists):
-        output_kernel[part.query_grid()](inputs, part.sizes(), theta, out, out2, settle, **options)
+    for part, kind, inputs, options in _visits(problem, kind_of_lists(method, lists), lists):
+        sizes, grid = part.launch(kind)
+        output_kernel[grid](inputs, sizes, theta, out, out2, settle, **options)
     return out, out2, theta, lists
 
 
 def _visits(
     problem: Problem, kind: str | None, lists: Tensor | None, listed: Problem | None = None
-) -> Iterator[tuple[Problem, Inputs, dict[str, int]]]:
-    """Yield the launches that visit keys for each query: its tiles, inputs and options. Where there are lists of
-    columns they are two: one along the lists, and one for the rest.
+) -> Iterator[tuple[Problem, str | None, Inputs, dict[str, int]]]:
+    """Yield the launches that visit keys for each query: tiles, kind of lists, inputs and options. Where there are
+    lists of columns they are two: one along the lists, and one for the rest.
 
     Args:
         listed: with the tiles of the first of these, if not those of the output.
@@ -469,7 +485,7 @@ def _visits(
     if kind == "columns":
         parts = (listed or problem.listed, kind), (problem.unlisted, "rest")
     for part, of in parts:
-        yield part, part.inputs(of, query_tiles=lists), part.visit_options(of)
+        yield part, of, part.inputs(of, query_tiles=lists), part.visit_options(of)
 
 
 def backward_gradients(
@@ -515,12 +531,12 @@ def _gradients_along_lists(
     whole = torch.zeros(triton.cdiv(numbers, 2), dtype=torch.int32, device=device)
     used = whole.view(torch.int16)[:numbers].view(shape)
     of_lists, of_rest = _visits(problem, "columns", lists, problem.retiled(problem.column_tiles.grad))
-    (listed, inputs, options), (rest, rest_inputs, rest_options) = of_lists, of_rest
+    (listed, _, inputs, options), (rest, _, rest_inputs, rest_options) = of_lists, of_rest
     for first, part, masks in _mask_rounds(problem, lists, (dk, dv), start, heads):
         sizes, grid = listed.sizes(first), listed.query_grid(part)
         grad_query_kernel[grid](inputs, sizes, up, out2, dq, d_alpha, masks, used, **options)
         scatter_kernel[(grid[0] * SCATTERED,)](inputs, sizes, masks, whole, SCATTERED, num_warps=1)
-        grid = rest.query_grid(part)
+        sizes, grid = rest.launch("rest", first, part)
         grad_query_kernel[grid](rest_inputs, sizes, up, out2, dq, d_alpha, masks, used, **rest_options)
     del masks  # the lists and the pieces take its place
     key_tiles = torch.empty(heads, problem.key_list_size, dtype=torch.int32, device=device)
@@ -534,7 +550,8 @@ def _gradients_along_lists(
     grad_key_value_kernel[grid](keyed, sizes, up, dk, dv, pieces, **narrow.options)
     add_pieces_kernel[(slots,)](keyed, sizes, pieces, dk, dv, num_warps=4)
     keyed = rest.inputs("rest", key_tiles=key_tiles)
-    grad_key_value_kernel[rest.key_grid(heads)](keyed, sizes, up, dk, dv, None, **rest_options)
+    sizes, grid = problem.sizes(start, heads), (min(REST, rest.key_grid(heads)[0]),)
+    grad_key_value_kernel[grid](keyed, sizes, up, dk, dv, None, **rest_options)
 
 
 def _mask_rounds(

@@ -360,8 +360,8 @@ def limit_some(
 
 
 def by_byte(problem: Problem, flags: Tensor) -> Tensor:
-    """Return bits (heads, blocks, keys) bool of blocks of queries as (heads, blocks / 8 or so, keys) int8, a bit a block
-    of those that one program marks keys for."""
+    """Return bits (heads, blocks, keys) bool of blocks of queries as (heads, blocks / 8 or so, keys) int8: a bit a
+    block of those that one program marks keys for."""
     shared = problem.column_tiles.emit.block_m // problem.column_tiles.walk.block_m
     flags = torch.nn.functional.pad(flags, (0, 0, 0, -flags.shape[1] % shared)).unflatten(1, (-1, shared))
     value = (flags.long() << torch.arange(shared, device=flags.device)[:, None]).sum(2)

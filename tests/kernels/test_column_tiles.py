@@ -1,4 +1,4 @@
-"""Lists of columns with the proportions of tiles that a GPU uses for 16-bit inputs: several lists to a block of the rest.
+"""Lists of columns with the proportions that tiles have on a GPU for 16-bit inputs: several to a block of the rest.
 
 The interpreter's own tiles have one.
 """
@@ -11,7 +11,7 @@ import functools
 import pytest
 import torch
 from calls import random_qkv
-from column_cases import ANY, CASES, Sides, columns, limit_some, overflowed, setting
+from column_cases import ANY, Sides, columns, limit_some, overflowed, setting
 from oracle import gradients
 
 from adasplash_kernels import launch

@@ -14,7 +14,7 @@ import triton.language as tl
 from ..inputs import open_sizes
 from ..launching import launched_by_key
 from ..mapping import load_exponent, weights
-from ..scores import largest, load_queries, load_theta, query_block, row_max, threshold_scores
+from ..scores import largest, load_queries, load_theta, query_block, query_block_number, row_max, threshold_scores
 from ..worklists.visits import (
     last_of_word,
     list_noted,
@@ -125,23 +125,9 @@ def bound_kernel(x, size, floor_out, visits, pitch, GROUPS: tl.constexpr, BLOCK:
     store_theta(floor_out, size, at, tl.where(floor == float("-inf"), float("inf"), floor))
 
 
-@launched_by_key
-@triton.jit(do_not_specialize=["max_iterations"])
-def listed_kernel(x, size, floor_in, theta_out, settle, max_iterations, passes_out=None):
-    """Write theta for one block of queries of one head, solved on its list of columns from a lower bound.
-
-    Newton's steps on the norm of the weights rise to theta and never pass it (see lower_bound.py): no bracket is
-    needed. One pass over the list a step.
-
-    Args:
-        floor_in: (B, H, N_q) float32, the bound; ``+inf`` for rows that see no key.
-        settle: None, or what says when to stop a step short of theta and takes the number of weights (see settle.py).
-        passes_out: see ``store_passes``.
-    """
-    size = open_sizes(x, size)
-    at = query_block(x, size)
-    if is_anothers(x, size, at):
-        return
+@triton.jit
+def _rise(x, size, at, floor_in, theta_out, settle, max_iterations, passes_out):
+    """Write theta for one block of queries."""
     q = load_queries(x, size, at)
     a = load_exponent(x, size, at.head)
     walk = query_list(x, size, at)
@@ -180,3 +166,29 @@ def listed_kernel(x, size, floor_in, theta_out, settle, max_iterations, passes_o
     if settle is not None:
         store_theta(settle.count, size, at, most)
     store_passes(passes_out, x, size, at, iteration)
+
+
+@launched_by_key
+@triton.jit(do_not_specialize=["max_iterations"])
+def listed_kernel(x, size, floor_in, theta_out, settle, max_iterations, passes_out=None):
+    """Write theta for one block of queries of one head (for several, in a launch for the rest), solved on its list of
+    columns from a lower bound.
+
+    Newton's steps on the norm of the weights rise to theta and never pass it (see lower_bound.py): no bracket is
+    needed. One pass over the list a step.
+
+    Args:
+        floor_in: (B, H, N_q) float32, the bound; ``+inf`` for rows that see no key.
+        settle: None, or what says when to stop a step short of theta and takes the number of weights (see settle.py).
+        passes_out: see ``store_passes``.
+    """
+    size = open_sizes(x, size)
+    if x.LISTS == "rest":
+        for number in range(tl.program_id(0), tl.cdiv(size.n_q, x.BLOCK_M) * size.launched, tl.num_programs(0)):
+            at = query_block_number(x, size, number, size.launched)
+            if not is_anothers(x, size, at):
+                _rise(x, size, at, floor_in, theta_out, settle, max_iterations, passes_out)
+    else:
+        at = query_block(x, size)
+        if not is_anothers(x, size, at):
+            _rise(x, size, at, floor_in, theta_out, settle, max_iterations, passes_out)

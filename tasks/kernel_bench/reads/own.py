@@ -75,7 +75,7 @@ def _visit_queries(launch: Launch) -> Reads:
     """Gradients of keys and values: a block of keys and values, and a row of Q (and of dO, not counted here) for each
     query of each head that visits them. Where long walks may be cut, each piece loads its block of keys again."""
     pieces = launch.arguments[5]
-    heads = launch.programs // launch.key_blocks if pieces is None else pieces.owner.shape[0]
+    heads = launch.key_heads if pieces is None else pieces.owner.shape[0]
     queries = visited_queries(launch, heads * launch.groups)
     taken = taken_keys(launch, heads * launch.groups)
     own_rows = rows_of(launch, taken, launch.block_n)
