@@ -24,7 +24,6 @@ from .scores import (
     load_tile,
     load_values,
     query_block,
-    query_block_number,
     store_rows,
 )
 from .worklists.marks import mark_queries, masks_of_list, words_of_queries
@@ -65,9 +64,8 @@ def _product(a, b):
 
 
 @triton.jit
-def _grad_query(x, size, at, up, out2, dq, d_alpha, masks, used):
+def _grad_query(x, size, at, q, up, out2, dq, d_alpha, masks, used):
     """Write dQ, delta and d_alpha for one block of queries."""
-    q = load_queries(x, size, at)
     a = load_exponent(x, size, at.head)
     base = at.head_index * size.n_q
     d_out = _load_d_out(x, size, up, at.batch, at.head, at.rows)
@@ -109,15 +107,14 @@ def grad_query_kernel(x, size, up, out2, dq, d_alpha, masks, used):
     With ``masks``, a ``Masks``, and ``used`` it notes there which queries use which keys (see worklists/marks.py).
     """
     size = open_sizes(x, size)
+    at = query_block(x, size)
     if x.LISTS == "rest":
-        for number in range(tl.program_id(0), tl.cdiv(size.n_q, x.BLOCK_M) * size.launched, tl.num_programs(0)):
-            at = query_block_number(x, size, number, size.launched)
-            if not is_anothers(x, size, at):
-                _grad_query(x, size, at, up, out2, dq, d_alpha, masks, used)
-    else:
-        at = query_block(x, size)
         if not is_anothers(x, size, at):
-            _grad_query(x, size, at, up, out2, dq, d_alpha, masks, used)
+            _grad_query(x, size, at, load_queries(x, size, at), up, out2, dq, d_alpha, masks, used)
+    else:
+        q = load_queries(x, size, at)  # on its way while the header of a list is
+        if not is_anothers(x, size, at):
+            _grad_query(x, size, at, q, up, out2, dq, d_alpha, masks, used)
 
 
 @triton.jit

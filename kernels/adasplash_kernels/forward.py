@@ -8,7 +8,7 @@ import triton.language as tl
 from .inputs import open_sizes
 from .launching import launched_by_key
 from .mapping import load_exponent, weights
-from .scores import dot, load_queries, load_theta, load_tile, query_block, query_block_number, store_rows
+from .scores import dot, load_queries, load_theta, load_tile, query_block, store_rows
 from .thresholds.refine import store_passes, store_theta
 from .thresholds.settle import newton_step, settled_step
 from .worklists.walk import is_anothers, next_tile, query_list, run, run_range
@@ -49,9 +49,8 @@ def _store(x, size, at, out, out2, acc, acc2, u_sum):
 
 
 @triton.jit
-def _output(x, size, at, theta_ref, out, out2, settle, passes_out):
+def _output(x, size, at, q, theta_ref, out, out2, settle, passes_out):
     """Write O and O2 for one block of queries."""
-    q = load_queries(x, size, at)
     a = load_exponent(x, size, at.head)
     theta = load_theta(theta_ref, size, at)
     walk = query_list(x, size, at)
@@ -83,8 +82,7 @@ def _output(x, size, at, theta_ref, out, out2, settle, passes_out):
 @launched_by_key
 @triton.jit
 def output_kernel(x, size, theta_ref, out, out2, settle, passes_out=None):
-    """Write O, and O2 unless it is None, both contiguous (B, H, N_q, D), for one block of queries of one head; for
-    several, in a launch for the rest.
+    """Write O, and O2 unless it is None, both contiguous (B, H, N_q, D), for one block of queries of one head.
 
     Args:
         theta_ref: (B, H, N_q) float32; with ``settle``, which is None or as in thresholds/settle.py, a step short of
@@ -92,12 +90,11 @@ def output_kernel(x, size, theta_ref, out, out2, settle, passes_out=None):
         passes_out: see ``store_passes``.
     """
     size = open_sizes(x, size)
+    at = query_block(x, size)
     if x.LISTS == "rest":
-        for number in range(tl.program_id(0), tl.cdiv(size.n_q, x.BLOCK_M) * size.launched, tl.num_programs(0)):
-            at = query_block_number(x, size, number, size.launched)
-            if not is_anothers(x, size, at):
-                _output(x, size, at, theta_ref, out, out2, settle, passes_out)
-    else:
-        at = query_block(x, size)
         if not is_anothers(x, size, at):
-            _output(x, size, at, theta_ref, out, out2, settle, passes_out)
+            _output(x, size, at, load_queries(x, size, at), theta_ref, out, out2, settle, passes_out)
+    else:
+        q = load_queries(x, size, at)  # on its way while the header of a list is
+        if not is_anothers(x, size, at):
+            _output(x, size, at, q, theta_ref, out, out2, settle, passes_out)

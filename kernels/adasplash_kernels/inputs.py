@@ -71,7 +71,7 @@ class Sizes(NamedTuple):
         q_batch, q_head, q_row, k_batch, ..., v_row: pitches in elements.
         query_lists, key_lists: pitches of a head's lists of columns.
         first_head: the head, counted over the batch, that the grid starts with.
-        launched: query heads of a launch for the rest, whose programs take several blocks each; else 0.
+        launched: query heads of a launch for the rest of the keys, whose programs take several blocks each; else 0.
         scale: factor on q.k.
     """
 

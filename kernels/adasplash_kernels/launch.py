@@ -32,13 +32,13 @@ from .worklists.tiles import transpose, words
 from .worklists.walk import EDGES, HEADER, MIXED
 
 DENSEST = 2 / 3  # of the rows a block sees: a guess at where gathering stops paying
-ENTRIES = 2560  # of a list of columns, the most on average over the blocks of a head
-WORKSPACE = 2**26  # bytes of bits and of lists of queries that exist at once; at least those of one head
+ENTRIES = 2304  # of a list of columns, the most on average over the blocks of a head
+WORKSPACE = 40 * 2**20  # bytes of bits and of lists of queries that exist at once; at least those of one head
 PIECES = 512  # at the most, of a launch: about twice what a GPU works on at once
 NARROW = 2**16  # rows whose numbers fit into 16 bits
 LIST_TILES = True  # False to mark keys in all tiles, as a comparison
 SCATTERED = 1 if INTERPRETED else 4  # programs that share a list whose marks are scattered
-REST = 3 if INTERPRETED else 1024  # programs of a launch for the rest, at the most: usually there is none
+REST = 3 if INTERPRETED else 1024  # programs of a launch for the rest of the keys, at the most: usually there is none
 PIECE = 2 if INTERPRETED else 32  # tiles of a piece that the walk of a block of keys is cut into, at the least
 
 
@@ -151,7 +151,7 @@ class Problem:
 
         Args:
             first_head: the one that the grid starts with, counted over the batch.
-            rest: heads of a launch for the rest; 0 for other launches.
+            rest: heads of a launch for the rest of the keys; 0 for other launches.
         """
         if first_head or rest:
             return self._sizes._replace(first_head=sealed(first_head), launched=sealed(rest))
@@ -232,13 +232,6 @@ class Problem:
     def query_grid(self, heads: int | None = None) -> tuple[int]:
         """One program for each block of queries of each head, or of so many heads."""
         return (self.query_blocks * (heads or self.heads),)
-
-    def launch(self, kind: str | None, first: int = 0, heads: int | None = None) -> tuple[Sizes, tuple[int]]:
-        """Return the run-time numbers and the grid of a launch over blocks of queries, of some heads or all."""
-        heads = heads or self.heads
-        if kind == "rest":
-            return self.sizes(first, heads), (min(REST, self.query_blocks * heads),)
-        return self.sizes(first), self.query_grid(heads)
 
     def key_grid(self, heads: int | None = None) -> tuple[int]:
         """One program for each block of keys of each key-value head that these query heads use."""
@@ -372,8 +365,8 @@ def _risen(problem: Problem, floor: Tensor, lists: Tensor | None, settle: Settle
     launches = ((tiles.scan, None),) if lists is None else ((tiles.solve, "columns"), (tiles.rest, "rest"))
     for size, kind in launches:
         part = problem.retiled(size)
-        inputs, (sizes, grid) = part.inputs(kind, query_tiles=lists), part.launch(kind)
-        listed_kernel[grid](inputs, sizes, floor, theta, settle, max_iterations, **part.options)
+        inputs, sizes = part.inputs(kind, query_tiles=lists), part.sizes()
+        listed_kernel[part.query_grid()](inputs, sizes, floor, theta, settle, max_iterations, **part.options)
     return theta
 
 
@@ -466,17 +459,16 @@ def forward(method: str, problem: Problem, need_out2: bool) -> tuple[Tensor, Ten
     q = problem.q
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     out2 = torch.empty(q.shape, dtype=q.dtype, device=q.device) if need_out2 else None
-    for part, kind, inputs, options in _visits(problem, kind_of_lists(method, lists), lists):
-        sizes, grid = part.launch(kind)
-        output_kernel[grid](inputs, sizes, theta, out, out2, settle, **options)
+    for part, inputs, options in _visits(problem, kind_of_lists(method, lists), lists):
+        output_kernel[part.query_grid()](inputs, part.sizes(), theta, out, out2, settle, **options)
     return out, out2, theta, lists
 
 
 def _visits(
     problem: Problem, kind: str | None, lists: Tensor | None, listed: Problem | None = None
-) -> Iterator[tuple[Problem, str | None, Inputs, dict[str, int]]]:
-    """Yield the launches that visit keys for each query: tiles, kind of lists, inputs and options. Where there are
-    lists of columns they are two: one along the lists, and one for the rest.
+) -> Iterator[tuple[Problem, Inputs, dict[str, int]]]:
+    """Yield the launches that visit keys for each query: its tiles, inputs and options. Where there are lists of
+    columns they are two: one along the lists, and one for the rest.
 
     Args:
         listed: with the tiles of the first of these, if not those of the output.
@@ -485,7 +477,7 @@ def _visits(
     if kind == "columns":
         parts = (listed or problem.listed, kind), (problem.unlisted, "rest")
     for part, of in parts:
-        yield part, of, part.inputs(of, query_tiles=lists), part.visit_options(of)
+        yield part, part.inputs(of, query_tiles=lists), part.visit_options(of)
 
 
 def backward_gradients(
@@ -531,12 +523,12 @@ def _gradients_along_lists(
     whole = torch.zeros(triton.cdiv(numbers, 2), dtype=torch.int32, device=device)
     used = whole.view(torch.int16)[:numbers].view(shape)
     of_lists, of_rest = _visits(problem, "columns", lists, problem.retiled(problem.column_tiles.grad))
-    (listed, _, inputs, options), (rest, _, rest_inputs, rest_options) = of_lists, of_rest
+    (listed, inputs, options), (rest, rest_inputs, rest_options) = of_lists, of_rest
     for first, part, masks in _mask_rounds(problem, lists, (dk, dv), start, heads):
         sizes, grid = listed.sizes(first), listed.query_grid(part)
         grad_query_kernel[grid](inputs, sizes, up, out2, dq, d_alpha, masks, used, **options)
         scatter_kernel[(grid[0] * SCATTERED,)](inputs, sizes, masks, whole, SCATTERED, num_warps=1)
-        sizes, grid = rest.launch("rest", first, part)
+        grid = rest.query_grid(part)
         grad_query_kernel[grid](rest_inputs, sizes, up, out2, dq, d_alpha, masks, used, **rest_options)
     del masks  # the lists and the pieces take its place
     key_tiles = torch.empty(heads, problem.key_list_size, dtype=torch.int32, device=device)

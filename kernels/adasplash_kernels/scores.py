@@ -65,14 +65,8 @@ def rank_and_head(x, number, blocks, heads, rows):
 @triton.jit
 def query_block(x, size):
     """Return this program's block of queries; the last blocks come first, since causal rows are longest there."""
-    return query_block_number(x, size, tl.program_id(0), tl.num_programs(0) // tl.cdiv(size.n_q, x.BLOCK_M))
-
-
-@triton.jit
-def query_block_number(x, size, number, heads):
-    """Return the block of queries that comes as number ``number`` where so many heads are launched."""
     blocks = tl.cdiv(size.n_q, x.BLOCK_M)
-    rank, head = rank_and_head(x, number, blocks, heads, size.n_k // size.groups)
+    rank, head = rank_and_head(x, tl.program_id(0), blocks, tl.num_programs(0) // blocks, size.n_k // size.groups)
     return query_block_at(x, size, size.first_head + head, blocks - 1 - rank)
 
 

@@ -97,7 +97,7 @@ def _column_tiles(head_dim: int, dtype: torch.dtype) -> ColumnTiles:
     if dtype == torch.float32:
         return ColumnTiles(rest, rest, 32, *(rest,) * 7)
     if head_dim <= 64:
-        bound, emit = Tiles(256, 64, 8, 3, 128), Tiles(128, 64, 4, 3, 168)
+        bound, emit = Tiles(256, 64, 8, 3, 128), Tiles(128, 64, 4, 3, 128)
         near, narrow, turned = Tiles(128, 64, 4, 3, 128), Tiles(16, 32, 1), Tiles(32, 16, 1, 3)
         return ColumnTiles(bound, near, 32, emit, narrow, narrow, narrow, turned, rest, Tiles(64, 64, 4, 3), 2)
     if head_dim <= 128:

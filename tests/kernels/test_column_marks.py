@@ -83,7 +83,7 @@ def scattered(problem: Problem, lists: Tensor, weights: Tensor, rounds: list[int
         assert all((x[-8:] == 77).all() for x in guarded)
         assert (guarded[2][(count - sum(each[:2])) * number * size :] == 77).all()
         others = rest.inputs("rest", query_tiles=lists)
-        _mark_kernel[rest.query_grid(count)](others, rest.sizes(first, count), weights, masks, used, num_warps=4)
+        _mark_kernel[rest.query_grid(count)](others, sizes, weights, masks, used, num_warps=4)
         scatter_kernel[(grid[0] * parts,)](inputs, sizes, masks, whole, parts, num_warps=1)
         first += count
     return unpacked(used)

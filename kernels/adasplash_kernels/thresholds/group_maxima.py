@@ -14,7 +14,7 @@ import triton.language as tl
 from ..inputs import open_sizes
 from ..launching import launched_by_key
 from ..mapping import load_exponent, weights
-from ..scores import largest, load_queries, load_theta, query_block, query_block_number, row_max, threshold_scores
+from ..scores import largest, load_queries, load_theta, query_block, row_max, threshold_scores
 from ..worklists.visits import (
     last_of_word,
     list_noted,
@@ -126,9 +126,8 @@ def bound_kernel(x, size, floor_out, visits, pitch, GROUPS: tl.constexpr, BLOCK:
 
 
 @triton.jit
-def _rise(x, size, at, floor_in, theta_out, settle, max_iterations, passes_out):
+def _rise(x, size, at, q, floor_in, theta_out, settle, max_iterations, passes_out):
     """Write theta for one block of queries."""
-    q = load_queries(x, size, at)
     a = load_exponent(x, size, at.head)
     walk = query_list(x, size, at)
     theta = load_theta(floor_in, size, at)
@@ -171,8 +170,7 @@ def _rise(x, size, at, floor_in, theta_out, settle, max_iterations, passes_out):
 @launched_by_key
 @triton.jit(do_not_specialize=["max_iterations"])
 def listed_kernel(x, size, floor_in, theta_out, settle, max_iterations, passes_out=None):
-    """Write theta for one block of queries of one head (for several, in a launch for the rest), solved on its list of
-    columns from a lower bound.
+    """Write theta for one block of queries of one head, solved on its list of columns from a lower bound.
 
     Newton's steps on the norm of the weights rise to theta and never pass it (see lower_bound.py): no bracket is
     needed. One pass over the list a step.
@@ -183,12 +181,11 @@ def listed_kernel(x, size, floor_in, theta_out, settle, max_iterations, passes_o
         passes_out: see ``store_passes``.
     """
     size = open_sizes(x, size)
+    at = query_block(x, size)
     if x.LISTS == "rest":
-        for number in range(tl.program_id(0), tl.cdiv(size.n_q, x.BLOCK_M) * size.launched, tl.num_programs(0)):
-            at = query_block_number(x, size, number, size.launched)
-            if not is_anothers(x, size, at):
-                _rise(x, size, at, floor_in, theta_out, settle, max_iterations, passes_out)
-    else:
-        at = query_block(x, size)
         if not is_anothers(x, size, at):
-            _rise(x, size, at, floor_in, theta_out, settle, max_iterations, passes_out)
+            _rise(x, size, at, load_queries(x, size, at), floor_in, theta_out, settle, max_iterations, passes_out)
+    else:
+        q = load_queries(x, size, at)  # on its way while the header of a list is
+        if not is_anothers(x, size, at):
+            _rise(x, size, at, q, floor_in, theta_out, settle, max_iterations, passes_out)

@@ -54,11 +54,6 @@ class Launch:
         return _opened(self.arguments[1].first_head)
 
     @property
-    def query_heads(self) -> int:
-        """Of this launch, whose programs take a block of queries each, or in a launch for the rest several."""
-        return _opened(self.arguments[1].launched) or self.programs // self.query_blocks
-
-    @property
     def key_heads(self) -> int:
         """Of this launch, whose programs take a block of keys each, or in a launch for the rest several."""
         return _opened(self.arguments[1].launched) // self.groups or self.programs // self.key_blocks

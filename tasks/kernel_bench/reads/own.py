@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from tasks.kernel_bench import own
@@ -68,7 +69,9 @@ def _visit(launch: Launch) -> Reads:
 
 
 def _own_queries(launch: Launch) -> int:
-    return rows_of(launch, taken_queries(launch), launch.block_m)
+    """Return how many rows of Q are read: a launch for the rest looks before it reads whether a block is its own."""
+    taken = taken_queries(launch)
+    return rows_of(launch, taken if launch.x.LISTS.value == "rest" else torch.ones_like(taken), launch.block_m)
 
 
 def _visit_queries(launch: Launch) -> Reads:

@@ -29,7 +29,7 @@ def seen_queries(launch: Launch) -> Tensor:
 
 def visited_keys(launch: Launch) -> Tensor:
     """Return the keys that each block of queries of this launch visits on one walk along its list."""
-    heads = launch.query_heads
+    heads = launch.programs // launch.query_blocks
     own = slice(launch.first_head, launch.first_head + heads)
     seen = seen_keys(launch).expand(heads, -1)
     kind = launch.x.LISTS.value
@@ -45,7 +45,7 @@ def visited_keys(launch: Launch) -> Tensor:
 def taken_queries(launch: Launch) -> Tensor:
     """Return which blocks of queries this launch takes, (heads, blocks) bool: along lists those that have one, and
     those that have none in a launch for the rest."""
-    heads = launch.query_heads
+    heads = launch.programs // launch.query_blocks
     return _taken(launch, launch.x.query_tiles, launch.first_head, heads, launch.block_m, launch.x.LIST_M.value)
 
 
