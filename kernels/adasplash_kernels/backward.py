@@ -28,7 +28,18 @@ from .scores import (
 )
 from .worklists.marks import mark_queries, masks_of_list, words_of_queries
 from .worklists.pieces import block_and_part, part_of, store_part
-from .worklists.walk import is_anothers, key_list, keys_are_anothers, members, next_tile, query_list, run, run_range
+from .worklists.walk import (
+    all_tiles,
+    is_of_rest,
+    key_list,
+    keys_are_anothers,
+    may_walk,
+    members,
+    next_tile,
+    query_list,
+    run,
+    run_range,
+)
 
 
 class Upstream(NamedTuple):
@@ -64,7 +75,7 @@ def _product(a, b):
 
 
 @triton.jit
-def _grad_query(x, size, at, q, up, out2, dq, d_alpha, masks, used):
+def _grad_query(x, size, at, q, walk, up, out2, dq, d_alpha, masks, used):
     """Write dQ, delta and d_alpha for one block of queries."""
     a = load_exponent(x, size, at.head)
     base = at.head_index * size.n_q
@@ -73,7 +84,6 @@ def _grad_query(x, size, at, q, up, out2, dq, d_alpha, masks, used):
     tl.store(up.delta + base + at.rows, delta, mask=at.rows < size.n_q)
     theta = load_theta(up.theta, size, at)
 
-    walk = query_list(x, size, at)
     if masks is not None:
         place, used_step = words_of_queries(x, size, at.head_index, at.index, masks, used)
         if x.LISTS != "rest":
@@ -109,12 +119,12 @@ def grad_query_kernel(x, size, up, out2, dq, d_alpha, masks, used):
     size = open_sizes(x, size)
     at = query_block(x, size)
     if x.LISTS == "rest":
-        if not is_anothers(x, size, at):
-            _grad_query(x, size, at, load_queries(x, size, at), up, out2, dq, d_alpha, masks, used)
+        if is_of_rest(x, size, at):
+            _grad_query(x, size, at, load_queries(x, size, at), all_tiles(at), up, out2, dq, d_alpha, masks, used)
     else:
-        q = load_queries(x, size, at)  # on its way while the header of a list is
-        if not is_anothers(x, size, at):
-            _grad_query(x, size, at, q, up, out2, dq, d_alpha, masks, used)
+        q, walk = load_queries(x, size, at), query_list(x, size, at)
+        if may_walk(x, walk):
+            _grad_query(x, size, at, q, walk, up, out2, dq, d_alpha, masks, used)
 
 
 @triton.jit

@@ -11,7 +11,7 @@ from .mapping import load_exponent, weights
 from .scores import dot, load_queries, load_theta, load_tile, query_block, store_rows
 from .thresholds.refine import store_passes, store_theta
 from .thresholds.settle import newton_step, settled_step
-from .worklists.walk import is_anothers, next_tile, query_list, run, run_range
+from .worklists.walk import all_tiles, is_of_rest, may_walk, next_tile, query_list, run, run_range
 
 
 @triton.jit
@@ -49,11 +49,10 @@ def _store(x, size, at, out, out2, acc, acc2, u_sum):
 
 
 @triton.jit
-def _output(x, size, at, q, theta_ref, out, out2, settle, passes_out):
+def _output(x, size, at, q, walk, theta_ref, out, out2, settle, passes_out):
     """Write O and O2 for one block of queries."""
     a = load_exponent(x, size, at.head)
     theta = load_theta(theta_ref, size, at)
-    walk = query_list(x, size, at)
     if settle is None:
         acc, acc2, u_sum, _total = _visit(x, size, at, q, walk, theta, a, out2 is not None, False)
         _store(x, size, at, out, out2, acc, acc2, u_sum)
@@ -92,9 +91,9 @@ def output_kernel(x, size, theta_ref, out, out2, settle, passes_out=None):
     size = open_sizes(x, size)
     at = query_block(x, size)
     if x.LISTS == "rest":
-        if not is_anothers(x, size, at):
-            _output(x, size, at, load_queries(x, size, at), theta_ref, out, out2, settle, passes_out)
+        if is_of_rest(x, size, at):
+            _output(x, size, at, load_queries(x, size, at), all_tiles(at), theta_ref, out, out2, settle, passes_out)
     else:
-        q = load_queries(x, size, at)  # on its way while the header of a list is
-        if not is_anothers(x, size, at):
-            _output(x, size, at, q, theta_ref, out, out2, settle, passes_out)
+        q, walk = load_queries(x, size, at), query_list(x, size, at)
+        if may_walk(x, walk):
+            _output(x, size, at, q, walk, theta_ref, out, out2, settle, passes_out)

@@ -25,7 +25,7 @@ from ..worklists.visits import (
     visited,
     worth_listing,
 )
-from ..worklists.walk import INSIDE, all_tiles, is_anothers, next_tile, query_list, run
+from ..worklists.walk import INSIDE, all_tiles, is_of_rest, may_walk, next_tile, query_list, run
 from .lower_bound import lowest_score, rise
 from .refine import store_passes, store_theta
 from .settle import longer_step, newton_step, resolved_step, settled_step
@@ -126,10 +126,9 @@ def bound_kernel(x, size, floor_out, visits, pitch, GROUPS: tl.constexpr, BLOCK:
 
 
 @triton.jit
-def _rise(x, size, at, q, floor_in, theta_out, settle, max_iterations, passes_out):
+def _rise(x, size, at, q, walk, floor_in, theta_out, settle, max_iterations, passes_out):
     """Write theta for one block of queries."""
     a = load_exponent(x, size, at.head)
-    walk = query_list(x, size, at)
     theta = load_theta(floor_in, size, at)
     empty = theta == float("inf")
     theta = tl.where(empty, 0.0, theta)
@@ -183,9 +182,20 @@ def listed_kernel(x, size, floor_in, theta_out, settle, max_iterations, passes_o
     size = open_sizes(x, size)
     at = query_block(x, size)
     if x.LISTS == "rest":
-        if not is_anothers(x, size, at):
-            _rise(x, size, at, load_queries(x, size, at), floor_in, theta_out, settle, max_iterations, passes_out)
+        if is_of_rest(x, size, at):
+            _rise(
+                x,
+                size,
+                at,
+                load_queries(x, size, at),
+                all_tiles(at),
+                floor_in,
+                theta_out,
+                settle,
+                max_iterations,
+                passes_out,
+            )
     else:
-        q = load_queries(x, size, at)  # on its way while the header of a list is
-        if not is_anothers(x, size, at):
-            _rise(x, size, at, q, floor_in, theta_out, settle, max_iterations, passes_out)
+        q, walk = load_queries(x, size, at), query_list(x, size, at)
+        if may_walk(x, walk):
+            _rise(x, size, at, q, walk, floor_in, theta_out, settle, max_iterations, passes_out)

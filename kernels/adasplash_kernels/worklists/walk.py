@@ -114,19 +114,20 @@ def query_list(x, size, at):
 
 
 @triton.jit
-def is_anothers(x, size, at):
-    """Tell whether a block of queries is another launch's: there is one along the lists, and one for the rest.
-
-    Blocks of the rest are of several lists, which are all there or all not.
-    """
+def may_walk(x, walk):
+    """Tell whether a block of queries is this launch's: those without a list are left to a launch for the rest."""
     if x.LISTS == "columns" or x.LISTS == "columns16":
-        other = tl.load(x.query_tiles + at.head_index * size.query_lists + at.index * HEADER) < 0
-    elif x.LISTS == "rest":
-        first = at.index * (x.BLOCK_M // x.LIST_M)
-        other = tl.load(x.query_tiles + at.head_index * size.query_lists + first * HEADER) >= 0
+        own = walk.count >= 0
     else:
-        other = False
-    return other
+        own = True
+    return own
+
+
+@triton.jit
+def is_of_rest(x, size, at):
+    """Tell whether a block of queries has no list; one of several lists has all of them or none."""
+    first = at.index * (x.BLOCK_M // x.LIST_M)
+    return tl.load(x.query_tiles + at.head_index * size.query_lists + first * HEADER) < 0
 
 
 @triton.jit
@@ -146,7 +147,8 @@ def key_list(x, size, at, head):
 
 @triton.jit
 def keys_are_anothers(x, size, at):
-    """Tell the same of a block of keys, which is of the rest if one of the heads that share it has no list there."""
+    """Tell whether a block of keys is another launch's: one goes along lists, one takes the rest, which are those where
+    one of the heads that share a block has no list for it."""
     if x.LISTS == "columns" or x.LISTS == "columns16" or x.LISTS == "rest":
         first = at.index * (x.BLOCK_N // x.LIST_N)
         lists = x.key_tiles + (at.batch * size.heads + at.head - size.first_head) * size.key_lists + first * HEADER
