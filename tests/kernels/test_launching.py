@@ -30,7 +30,7 @@ def _kernel(x, size, n, free, CONSTANT: tl.constexpr, last=None):
 
 KERNEL = jit.JITFunction(_kernel, do_not_specialize=["free"])  # also where triton.jit makes an interpreted one
 PLAIN = {"x": torch.empty(4), "size": None, "n": 7, "free": 7, "CONSTANT": 7}
-SIZES = Sizes(*map(sealed, range(20)), 0.5)
+SIZES = Sizes(*map(sealed, range(21)), 0.5)
 SETTLE = Settle(torch.empty(4), tl.constexpr(3), tl.constexpr(0.5))
 
 
