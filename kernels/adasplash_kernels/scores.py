@@ -63,11 +63,19 @@ def rank_and_head(x, number, blocks, heads, rows):
 
 
 @triton.jit
-def query_block(x, size):
-    """Return this program's block of queries; the last blocks come first, since causal rows are longest there."""
+def query_place(x, size):
+    """Return this program's head, counted over the batch, and which of its blocks of queries; the last blocks come
+    first, since causal rows are longest there."""
     blocks = tl.cdiv(size.n_q, x.BLOCK_M)
     rank, head = rank_and_head(x, tl.program_id(0), blocks, tl.num_programs(0) // blocks, size.n_k // size.groups)
-    return query_block_at(x, size, size.first_head + head, blocks - 1 - rank)
+    return size.first_head + head, blocks - 1 - rank
+
+
+@triton.jit
+def query_block(x, size):
+    """Return this program's block of queries."""
+    head_index, index = query_place(x, size)
+    return query_block_at(x, size, head_index, index)
 
 
 @triton.jit

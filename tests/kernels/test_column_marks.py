@@ -43,7 +43,7 @@ def _mark_kernel(x, size, weights, masks, used):
     at = query_block(x, size)
     walk = query_list(x, size, at)
     if x.LISTS == "rest":
-        if not is_of_rest(x, size, at):
+        if not is_of_rest(x, size, at.head_index, at.index):
             return
     elif walk.count < 0:
         return

@@ -94,9 +94,7 @@ def test_lists_and_overflow_are_exact(device, monkeypatch, compactions, case, li
         assert over.any() and not over.all()
 
 
-@pytest.mark.parametrize(
-    ("case", "limit"), [("causal", "room"), ("causal", "density"), ("dense, grouped heads", "both")]
-)
+@pytest.mark.parametrize(("case", "limit"), [("causal", "room"), ("dense, grouped heads", "both")])
 def test_some_lists_overflow(device, monkeypatch, compactions, case, limit):
     """Blocks that still have a list have the same one and give the same bits; the others stay exact."""
     monkeypatch.setattr(launch, "DENSEST", ANY)
@@ -177,7 +175,7 @@ def test_chunks_of_heads_change_nothing(device, monkeypatch, compactions):
 def test_long_rows_change_nothing(device, monkeypatch, compactions, case):
     """Lists of more than 65,536 rows, here of fewer: the same entries in numbers of their own, the same bits."""
     monkeypatch.setattr(launch, "DENSEST", ANY)
-    at = setting(case, device)
+    at = setting(case, device, **({"batch": 1, "heads": 2, "kv_heads": 1} if case.endswith("heads") else {}))
     run, inputs = functools.partial(columns, **at.options), (at.problem.q, at.problem.k, at.problem.v)
     upstream = torch.randn(at.problem.q.shape, device=device)
     blocks = {False: at.problem.lists, True: at.problem.key_lists}

@@ -14,7 +14,16 @@ import triton.language as tl
 from ..inputs import open_sizes
 from ..launching import launched_by_key
 from ..mapping import load_exponent, weights
-from ..scores import largest, load_queries, load_theta, query_block, row_max, threshold_scores
+from ..scores import (
+    largest,
+    load_queries,
+    load_theta,
+    query_block,
+    query_block_at,
+    query_place,
+    row_max,
+    threshold_scores,
+)
 from ..worklists.visits import (
     last_of_word,
     list_noted,
@@ -180,22 +189,14 @@ def listed_kernel(x, size, floor_in, theta_out, settle, max_iterations, passes_o
         passes_out: see ``store_passes``.
     """
     size = open_sizes(x, size)
-    at = query_block(x, size)
     if x.LISTS == "rest":
-        if is_of_rest(x, size, at):
-            _rise(
-                x,
-                size,
-                at,
-                load_queries(x, size, at),
-                all_tiles(at),
-                floor_in,
-                theta_out,
-                settle,
-                max_iterations,
-                passes_out,
-            )
+        head_index, index = query_place(x, size)
+        if is_of_rest(x, size, head_index, index):
+            at = query_block_at(x, size, head_index, index)
+            q, walk = load_queries(x, size, at), all_tiles(at)
+            _rise(x, size, at, q, walk, floor_in, theta_out, settle, max_iterations, passes_out)
     else:
+        at = query_block(x, size)
         q, walk = load_queries(x, size, at), query_list(x, size, at)
         if may_walk(x, walk):
             _rise(x, size, at, q, walk, floor_in, theta_out, settle, max_iterations, passes_out)

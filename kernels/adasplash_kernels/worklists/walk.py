@@ -124,10 +124,10 @@ def may_walk(x, walk):
 
 
 @triton.jit
-def is_of_rest(x, size, at):
+def is_of_rest(x, size, head_index, index):
     """Tell whether a block of queries has no list; one of several lists has all of them or none."""
-    first = at.index * (x.BLOCK_M // x.LIST_M)
-    return tl.load(x.query_tiles + at.head_index * size.query_lists + first * HEADER) < 0
+    first = index * (x.BLOCK_M // x.LIST_M)
+    return tl.load(x.query_tiles + head_index.to(tl.int64) * size.query_lists + first * HEADER) < 0
 
 
 @triton.jit
