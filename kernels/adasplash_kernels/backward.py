@@ -23,7 +23,6 @@ from .scores import (
     load_theta,
     load_tile,
     load_values,
-    query_block,
     query_block_at,
     query_place,
     store_rows,
@@ -31,10 +30,9 @@ from .scores import (
 from .worklists.marks import mark_queries, masks_of_list, words_of_queries
 from .worklists.pieces import block_and_part, part_of, store_part
 from .worklists.walk import (
-    all_tiles,
-    is_of_rest,
     key_list,
     keys_are_anothers,
+    may_start,
     may_walk,
     members,
     next_tile,
@@ -119,13 +117,9 @@ def grad_query_kernel(x, size, up, out2, dq, d_alpha, masks, used):
     With ``masks``, a ``Masks``, and ``used`` it notes there which queries use which keys (see worklists/marks.py).
     """
     size = open_sizes(x, size)
-    if x.LISTS == "rest":
-        head_index, index = query_place(x, size)
-        if is_of_rest(x, size, head_index, index):
-            at = query_block_at(x, size, head_index, index)
-            _grad_query(x, size, at, load_queries(x, size, at), all_tiles(at), up, out2, dq, d_alpha, masks, used)
-    else:
-        at = query_block(x, size)
+    head_index, index = query_place(x, size)
+    if may_start(x, size, head_index, index):
+        at = query_block_at(x, size, head_index, index)
         q, walk = load_queries(x, size, at), query_list(x, size, at)
         if may_walk(x, walk):
             _grad_query(x, size, at, q, walk, up, out2, dq, d_alpha, masks, used)

@@ -8,10 +8,10 @@ import triton.language as tl
 from .inputs import open_sizes
 from .launching import launched_by_key
 from .mapping import load_exponent, weights
-from .scores import dot, load_queries, load_theta, load_tile, query_block, query_block_at, query_place, store_rows
+from .scores import dot, load_queries, load_theta, load_tile, query_block_at, query_place, store_rows
 from .thresholds.refine import store_passes, store_theta
 from .thresholds.settle import newton_step, settled_step
-from .worklists.walk import all_tiles, is_of_rest, may_walk, next_tile, query_list, run, run_range
+from .worklists.walk import may_start, may_walk, next_tile, query_list, run, run_range
 
 
 @triton.jit
@@ -89,13 +89,9 @@ def output_kernel(x, size, theta_ref, out, out2, settle, passes_out=None):
         passes_out: see ``store_passes``.
     """
     size = open_sizes(x, size)
-    if x.LISTS == "rest":
-        head_index, index = query_place(x, size)
-        if is_of_rest(x, size, head_index, index):
-            at = query_block_at(x, size, head_index, index)
-            _output(x, size, at, load_queries(x, size, at), all_tiles(at), theta_ref, out, out2, settle, passes_out)
-    else:
-        at = query_block(x, size)
+    head_index, index = query_place(x, size)
+    if may_start(x, size, head_index, index):
+        at = query_block_at(x, size, head_index, index)
         q, walk = load_queries(x, size, at), query_list(x, size, at)
         if may_walk(x, walk):
             _output(x, size, at, q, walk, theta_ref, out, out2, settle, passes_out)

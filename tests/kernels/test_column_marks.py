@@ -28,7 +28,7 @@ from adasplash_kernels.worklists.marks import (
     scatter_kernel,
     words_of_queries,
 )
-from adasplash_kernels.worklists.walk import MIXED, is_of_rest, members, query_list, run
+from adasplash_kernels.worklists.walk import MIXED, may_start, may_walk, members, query_list, run
 
 pytestmark = pytest.mark.usefixtures("garbage")
 
@@ -42,10 +42,9 @@ def _mark_kernel(x, size, weights, masks, used):
     size = open_sizes(x, size)
     at = query_block(x, size)
     walk = query_list(x, size, at)
-    if x.LISTS == "rest":
-        if not is_of_rest(x, size, at.head_index, at.index):
-            return
-    elif walk.count < 0:
+    if not may_start(x, size, at.head_index, at.index):
+        return
+    if not may_walk(x, walk):
         return
     place, step = words_of_queries(x, size, at.head_index, at.index, masks, used)
     if x.LISTS != "rest":

@@ -34,7 +34,7 @@ from ..worklists.visits import (
     visited,
     worth_listing,
 )
-from ..worklists.walk import INSIDE, all_tiles, is_of_rest, may_walk, next_tile, query_list, run
+from ..worklists.walk import INSIDE, all_tiles, may_start, may_walk, next_tile, query_list, run
 from .lower_bound import lowest_score, rise
 from .refine import store_passes, store_theta
 from .settle import longer_step, newton_step, resolved_step, settled_step
@@ -189,14 +189,9 @@ def listed_kernel(x, size, floor_in, theta_out, settle, max_iterations, passes_o
         passes_out: see ``store_passes``.
     """
     size = open_sizes(x, size)
-    if x.LISTS == "rest":
-        head_index, index = query_place(x, size)
-        if is_of_rest(x, size, head_index, index):
-            at = query_block_at(x, size, head_index, index)
-            q, walk = load_queries(x, size, at), all_tiles(at)
-            _rise(x, size, at, q, walk, floor_in, theta_out, settle, max_iterations, passes_out)
-    else:
-        at = query_block(x, size)
+    head_index, index = query_place(x, size)
+    if may_start(x, size, head_index, index):
+        at = query_block_at(x, size, head_index, index)
         q, walk = load_queries(x, size, at), query_list(x, size, at)
         if may_walk(x, walk):
             _rise(x, size, at, q, walk, floor_in, theta_out, settle, max_iterations, passes_out)

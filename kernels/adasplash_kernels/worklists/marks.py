@@ -3,7 +3,7 @@
 The gradient of queries meets every weight. What it leaves of a tile is one bit a weight, in the order in which tensor
 cores leave products in registers, so that a thread packs a word from weights of its own and no thread waits for
 another. ``scatter_kernel`` then sets, for each bit, that of its query in the row of the block of keys that its entry
-lies in. A block that visits all tiles has each block of keys in a tile of its own, and writes those rows at once.
+lies in. A block that visits all tiles has whole blocks of keys in a tile, and writes those rows at once.
 
 A tile of BLOCK_M x BLOCK_N weights, whose keys SIDES warps share, makes (BLOCK_M / 16, SIDES, 8, 4) words of
 BLOCK_N / 2 / SIDES bits: word (w, s, r, c) holds queries 16 w + r in its lower half and 16 w + r + 8 in its upper one,

@@ -27,7 +27,7 @@ class Walk(NamedTuple):
         start: where it is in memory, its entries for a list of columns; 0 without a list.
         first, last: tiles to visit, for a list of columns tiles of its entries.
         inner_low, inner_high: tiles between need no mask, counted in rows, or in entries.
-        count: number of entries of a list of columns; -1 if it overflowed and all tiles are to be visited.
+        count: number of entries of a list of columns; -1 where there is none, which nobody walks along.
     """
 
     start: Any
@@ -78,15 +78,10 @@ def column_list(head_lists, blocks, at, BLOCK: tl.constexpr, LISTS: tl.constexpr
     """Return the walk of a block along its list of columns; BLOCK is the size of a tile on the side they are of."""
     header = head_lists + at.index * HEADER
     count = tl.load(header)
-    listed = count >= 0
+    tiles = (count + BLOCK - 1) // BLOCK
     return Walk(
-        entry_place(head_lists, blocks, header, LISTS),
-        tl.where(listed, 0, at.first),
-        tl.where(listed, (count + BLOCK - 1) // BLOCK, at.last),
-        tl.where(listed, tl.load(header + 1), at.inner_low),
-        tl.where(listed, tl.load(header + 2), at.inner_high),
-        count,
-    )
+        entry_place(head_lists, blocks, header, LISTS), 0, tiles, tl.load(header + 1), tl.load(header + 2), count
+    )  # fmt: skip
 
 
 @triton.jit
@@ -114,20 +109,28 @@ def query_list(x, size, at):
 
 
 @triton.jit
-def may_walk(x, walk):
-    """Tell whether a block of queries is this launch's: those without a list are left to a launch for the rest."""
-    if x.LISTS == "columns" or x.LISTS == "columns16":
-        own = walk.count >= 0
+def may_start(x, size, head_index, index):
+    """Tell whether a block of queries may be this launch's: one for the rest takes those without a list alone.
+
+    Of the lists that make one of its blocks all are there or none.
+    """
+    if x.LISTS == "rest":
+        first = index * (x.BLOCK_M // x.LIST_M)
+        own = tl.load(x.query_tiles + head_index.to(tl.int64) * size.query_lists + first * HEADER) < 0
     else:
         own = True
     return own
 
 
 @triton.jit
-def is_of_rest(x, size, head_index, index):
-    """Tell whether a block of queries has no list; one of several lists has all of them or none."""
-    first = index * (x.BLOCK_M // x.LIST_M)
-    return tl.load(x.query_tiles + head_index.to(tl.int64) * size.query_lists + first * HEADER) < 0
+def may_walk(x, walk):
+    """Tell the same once the walk is known, which is loaded together with queries: one along lists takes those with a
+    list alone."""
+    if x.LISTS == "columns" or x.LISTS == "columns16":
+        own = walk.count >= 0
+    else:
+        own = True
+    return own
 
 
 @triton.jit
@@ -240,8 +243,7 @@ def members(walk, tile, BLOCK: tl.constexpr, LISTS: tl.constexpr):
     """Return the rows of the other side that a tile stands for, past every end where there are none."""
     rows = tile * BLOCK + tl.arange(0, BLOCK)
     if LISTS == "columns" or LISTS == "columns16":
-        listed = load_entries(walk.start, rows, rows < walk.count, LISTS, _NOWHERE)
-        rows = tl.where(walk.count < 0, rows, listed)
+        rows = load_entries(walk.start, rows, rows < walk.count, LISTS, _NOWHERE)
     return rows
 
 
