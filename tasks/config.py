@@ -241,9 +241,9 @@ class _ExperimentFile:
     family: str
     program: str
     notes: tuple[str, ...]
-    systems: dict[str, str]
     reported: _ReportedFile | None
-    render: _RenderFile
+    systems: dict[str, str] | None = None  # these two are the base's where they are not given
+    render: _RenderFile | None = None
     common: dict[str, Any] = field(default_factory=dict)
     scales: dict[str, dict[str, Any] | None] = field(default_factory=dict)
     base: str | None = None
@@ -261,15 +261,23 @@ class _ExperimentFile:
         if not self.base and set(self.scales) != set(SCALES):
             missing = [s for s in SCALES if s not in self.scales][0]
             raise ValueError(f"scales.{missing}: missing, expected a mapping (it may be empty)")
+        for key, value in (("systems", self.systems), ("render", self.render)):
+            if value is None and not self.base:
+                raise ValueError(f"{key}: missing, expected a mapping")
+
+    def check_names(self, systems: dict[str, str], render: Render) -> None:
+        """Compare what is reported and claimed with what is measured and shown.
+
+        Raises:
+            ValueError: a name is not there; the message begins with its key.
+        """
         for i, row in enumerate(self.reported.rows if self.reported else ()):
             system = row[self.reported.columns.index("system")]
-            if system not in self.systems:
-                raise ValueError(f"reported.rows[{i}]: system {system!r} is not among systems: "
-                                 f"{', '.join(self.systems)}")
-        shown = Render(self.render.table, self.render.figure)
+            if system not in systems:
+                raise ValueError(f"reported.rows[{i}]: system {system!r} is not among systems: {', '.join(systems)}")
         for i, claim in enumerate(self.claims):
             try:
-                claim.check(self.systems, shown.metrics, shown.params)
+                claim.check(systems, render.metrics, render.params)
             except ValueError as error:
                 raise ValueError(f"claims[{i}].{error}") from error
 
@@ -289,15 +297,23 @@ def load_experiment(path: Path, root: Path = CONFIGS) -> Experiment:
         expected = parsed.experiment  # a config outside the tree may carry any id
     if parsed.experiment != expected:
         raise ConfigError(f"{shown}: experiment: got {parsed.experiment!r}, its place in the tree says {expected!r}")
-    below = _load_base(parsed, root, shown)._layers if parsed.base else {}
+    base = _load_base(parsed, root, shown) if parsed.base else None
+    systems = parsed.systems or (base.systems if base else {})
+    render = base.render if base else Render(None, None)
+    if parsed.render:
+        render = Render(parsed.render.table, parsed.render.figure)
+    try:
+        parsed.check_names(systems, render)
+    except ValueError as error:
+        raise ConfigError(f"{shown}: {error}") from error
+    below = base._layers if base else {}
     layers = {s: (*below.get(s, ()), _Layer(shown, "common", parsed.common),
                   _Layer(shown, f"scales.{s}", parsed.scales.get(s) or {})) for s in SCALES}
     reported = parsed.reported and Reported(parsed.reported.source, parsed.reported.columns, parsed.reported.rows)
     return Experiment(
         path=path.resolve(), id=parsed.experiment, paper=parsed.paper, item=parsed.item, title=parsed.title,
-        family=parsed.family, program=parsed.program, notes=parsed.notes, systems=parsed.systems,
-        reported=reported, render=Render(parsed.render.table, parsed.render.figure), base=parsed.base,
-        claims=parsed.claims, _layers=layers,
+        family=parsed.family, program=parsed.program, notes=parsed.notes, systems=systems, reported=reported,
+        render=render, base=parsed.base, claims=parsed.claims, _layers=layers,
     )
 
 

@@ -17,9 +17,10 @@ import triton.language as tl
 from torch import Tensor
 
 from .inputs import open_sizes
-from .launch import Problem, threshold
+from .launch import threshold
 from .launching import launched_by_key
 from .mapping import load_exponent, weights
+from .problem import Problem
 from .scores import dot, load_keys, load_slope, load_values, raw_scores
 from .spans import query_span
 from .tile_sizes import INTERPRETED, choose_row_tiles

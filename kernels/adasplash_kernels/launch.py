@@ -1,281 +1,34 @@
-"""Launching the kernels: pitches, grids and work lists. Nothing here knows about autograd."""
+"""Launching the kernels: grids and work lists. Nothing here knows about autograd."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
+from . import limits
 from .backward import Upstream, grad_key_value_kernel, grad_query_kernel
 from .forward import output_kernel
-from .inputs import UNLIMITED, Inputs, Sizes, sealed
-from .kept import block_d, constant, multiples_of_8, own_strides, sealed_sizes
-from .spans import packed_spans
+from .inputs import Inputs, Sizes, sealed
+from .kept import constant
+from .problem import Problem, aligned, pitches, pool_entries
 from .thresholds import THRESHOLDS, register
 from .thresholds.group_maxima import bound_kernel, listed_kernel
 from .thresholds.halley import halley_kernel
 from .thresholds.histogram import histogram_kernel
 from .thresholds.refine import MAX_ITERATIONS
 from .thresholds.settle import Settle
-from .tile_sizes import INTERPRETED, ColumnTiles, Tiles, choose_column_tiles, choose_tiles
+from .tile_sizes import INTERPRETED, Tiles
 from .worklists.columns import WORD, compact_kernel, count_kernel, emit_kernel, share_kernel
 from .worklists.marks import Masks, list_tiles, scatter_kernel
 from .worklists.pieces import Pieces, add_pieces_kernel, count_tiles_kernel, place_pieces_kernel
 from .worklists.tiles import transpose, words
-from .worklists.walk import EDGES, HEADER, MIXED
-
-DENSEST = 2 / 3  # of the rows a block sees: a guess at where gathering stops paying
-ENTRIES = 2304  # of a list of columns, the most on average over the blocks of a head
-WORKSPACE = 40 * 2**20  # bytes of bits and of lists of queries that exist at once; at least those of one head
-PIECES = 512  # at the most, of a launch: about twice what a GPU works on at once
-NARROW = 2**16  # rows whose numbers fit into 16 bits
-LIST_TILES = True  # False to mark keys in all tiles, as a comparison
-SCATTERED = 1 if INTERPRETED else 4  # programs that share a list whose marks are scattered
-REST = 3 if INTERPRETED else 1024  # programs of a launch for the rest of the keys, at the most: usually there is none
-PIECE = 2 if INTERPRETED else 32  # tiles of a piece that the walk of a block of keys is cut into, at the least
-
-
-def settings() -> tuple:
-    """Return the numbers above: what is launched follows from them and from a call's arguments."""
-    return DENSEST, ENTRIES, WORKSPACE, PIECES, NARROW, LIST_TILES, SCATTERED, REST, PIECE
-
-
-def column_list_size(blocks: int, n: int, share: int = 1) -> int:
-    """Return how many numbers a head's lists of columns take: ``blocks`` headers, and the pool, among ``n`` rows.
-
-    Args:
-        share: lists have a part of ENTRIES each, one in so many.
-    """
-    pairs = (torch.sym_min(ENTRIES // share, n) + 1) // 2  # lists start at even places
-    return blocks * (HEADER.value + (pairs if n <= NARROW else 2 * pairs))
-
-
-def list_numbers(tiles: ColumnTiles, blocks: int, n: int) -> int:
-    """Return the same for these tiles; wide entries are half as many."""
-    return column_list_size(blocks, n, tiles.share if tiles.share == 1 or n <= NARROW else 2 * tiles.share)
-
-
-def pool_entries(numbers: int, blocks: int, n: int) -> int:
-    """Return how many entries there is room for in a head whose lists take so many numbers."""
-    return (numbers - blocks * HEADER.value) * (2 if n <= NARROW else 1)
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Everything about a call that is not a tensor of results.
-
-    Attributes:
-        q, k, v: (B, H, N_q, D), (B, H_kv, N_k, D) twice, the last dimension contiguous.
-        alpha: (1,) or (H,) float32, which is read where ``alpha_kind`` is "any"; else that is "1", "1.5" or "2", and
-            alpha may be None.
-        scale: factor on q.k.
-        left, right: keys a query sees before and after its own position, ``UNLIMITED`` or more for all.
-        alibi_slopes: (H,) or (B, H) float32.
-        key_starts, key_lengths: (B,) integers.
-        cu_seqlens_q, cu_seqlens_k: (S + 1,) integers.
-        scores: (B, H, N_q, N_k) masked scores before ``scale``, where they are already there.
-        tiles: sizes to use instead of the usual ones.
-    """
-
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    alpha: Tensor | None
-    alpha_kind: str
-    scale: float
-    left: int = UNLIMITED
-    right: int = UNLIMITED
-    alibi_slopes: Tensor | None = None
-    key_starts: Tensor | None = None
-    key_lengths: Tensor | None = None
-    cu_seqlens_q: Tensor | None = None
-    cu_seqlens_k: Tensor | None = None
-    scores: Tensor | None = None
-    tiles: Tiles = field(default=None)  # type: ignore[assignment]
-
-    def __post_init__(self) -> None:
-        if self.tiles is None:
-            object.__setattr__(self, "tiles", choose_tiles(self.q.shape[3], self.q.dtype))
-
-    @cached_property
-    def _inputs(self) -> Inputs:
-        q, k, v, tiles, slopes = self.q, self.k, self.v, self.tiles, self.alibi_slopes
-        spans = (None, None)
-        if self.cu_seqlens_q is not None:
-            spans = packed_spans(self.cu_seqlens_q, self.cu_seqlens_k, q.shape[2], k.shape[2], self.left, self.right)
-        padded = block_d(q.shape[3])
-        return Inputs(
-            q, k, v, self.scores, self.alpha, slopes, self.key_starts, self.key_lengths, *spans, None, None, q.shape[3],
-            constant("all"), EDGES, MIXED, constant(self.alpha_kind), constant(q.shape[3] == padded),
-            _aligned(q, k, v), constant(padded), constant(tiles.block_m), constant(tiles.block_n),
-            constant(self.column_tiles.walk.block_m), constant(self.column_tiles.grad_keys.block_n),
-        )  # fmt: skip
-
-    def inputs(
-        self, lists: str | None = None, *, query_tiles: Tensor | None = None, key_tiles: Tensor | None = None
-    ) -> Inputs:
-        """Return what kernels are given, with the work lists to use: "tiles", "columns", or "rest" for rows
-        without a list of columns; by default none."""
-        if lists is None:
-            return self._inputs
-        if lists == "rest":
-            return self._inputs._replace(query_tiles=query_tiles, key_tiles=key_tiles, LISTS=constant(lists))
-        if lists == "columns" and self.others(key_tiles is not None) <= NARROW:
-            lists = "columns16"
-        return self._inputs._replace(
-            query_tiles=query_tiles, key_tiles=key_tiles, LISTS=constant(lists), FIRST_PART=MIXED,
-            PARTS_END=constant(MIXED.value + 1),
-        )  # fmt: skip
-
-    @cached_property
-    def _sizes(self) -> Sizes:
-        q, k, v, slopes = self.q, self.k, self.v, self.alibi_slopes
-        (_, heads, n_q, _), (_, kv_heads, n_k, _) = q.shape, k.shape
-        return sealed_sizes(
-            heads, heads // kv_heads, n_q, n_k, min(self.left, UNLIMITED), min(self.right, UNLIMITED),
-            slopes.stride(0) if slopes is not None and slopes.ndim == 2 else 0, 
-            1 if self.alpha is not None and self.alpha.numel() > 1 else 0,
-            *_pitches(q), *_pitches(k), *_pitches(v),
-            self.list_size, self.key_list_size, 0, 0, float(self.scale),
-        )  # fmt: skip
-
-    def sizes(self, first_head: int = 0, rest: int = 0) -> Sizes:
-        """Return the run-time numbers.
-
-        Args:
-            first_head: the one that the grid starts with, counted over the batch.
-            rest: heads of a launch for the rest of the keys; 0 for other launches.
-        """
-        if first_head or rest:
-            return self._sizes._replace(first_head=sealed(first_head), launched=sealed(rest))
-        return self._sizes
-
-    def retiled(self, tiles: Tiles) -> Problem:
-        """Return the same problem with other tiles, without working out anything again."""
-        inputs = self._inputs._replace(BLOCK_M=constant(tiles.block_m), BLOCK_N=constant(tiles.block_n))
-        other = object.__new__(Problem)  # nothing is checked or worked out again
-        other.__dict__.update(self.__dict__, tiles=tiles, _inputs=inputs, _sizes=self._sizes)
-        return other
-
-    @property
-    def column_tiles(self) -> ColumnTiles:
-        return choose_column_tiles(self.q.shape[3], self.q.dtype)
-
-    @property
-    def lists(self) -> int:
-        """Lists of columns of a head."""
-        return -(-self.q.shape[2] // self.column_tiles.walk.block_m)
-
-    @property
-    def key_lists(self) -> int:
-        """Lists of queries of a head."""
-        return -(-self.k.shape[2] // self.column_tiles.grad_keys.block_n)
-
-    @property
-    def list_size(self) -> int:
-        """Numbers that a head's lists of columns take."""
-        return list_numbers(self.column_tiles, self.lists, self.k.shape[2])
-
-    @property
-    def key_list_size(self) -> int:
-        """Numbers that a head's lists of queries take."""
-        return list_numbers(self.column_tiles, self.key_lists, self.q.shape[2])
-
-    @cached_property
-    def listed(self) -> Problem:
-        """The same with tiles for passes along lists of columns."""
-        return self.retiled(self.column_tiles.walk)
-
-    @cached_property
-    def listed_keys(self) -> Problem:
-        """The same with tiles for passes along lists of queries."""
-        return self.retiled(self.column_tiles.grad_keys)
-
-    @cached_property
-    def unlisted(self) -> Problem:
-        """The same with tiles for passes over all tiles, of queries or keys that have no list."""
-        return self.retiled(self.column_tiles.rest)
-
-    @property
-    def query_blocks(self) -> int:
-        return -(-self.q.shape[2] // self.tiles.block_m)  # triton.cdiv takes ten times as long
-
-    @property
-    def key_blocks(self) -> int:
-        return -(-self.k.shape[2] // self.tiles.block_n)
-
-    @property
-    def groups(self) -> int:
-        """Query heads per key-value head."""
-        return self.q.shape[1] // self.k.shape[1]
-
-    def query_bytes(self, heads: int) -> int:
-        """Return how much memory the queries of so many heads take, in bytes."""
-        return heads * self.q.shape[2] * self.q.shape[3] * self.q.itemsize
-
-    @property
-    def heads(self) -> int:
-        """Query heads, counted over the batch."""
-        return self.q.shape[0] * self.q.shape[1]
-
-    def others(self, keys: bool) -> int:
-        """Return how many rows lists name: queries, those of blocks of keys; else keys."""
-        return self.q.shape[2] if keys else self.k.shape[2]
-
-    def query_grid(self, heads: int | None = None) -> tuple[int]:
-        """One program for each block of queries of each head, or of so many heads."""
-        return (self.query_blocks * (heads or self.heads),)
-
-    def key_grid(self, heads: int | None = None) -> tuple[int]:
-        """One program for each block of keys of each key-value head that these query heads use."""
-        return (self.key_blocks * (heads or self.heads) * self.k.shape[1] // self.q.shape[1],)
-
-    def head_chunks(self, bytes_each: int, first: int = 0, heads: int | None = None) -> Iterator[tuple[int, int]]:
-        """Cut the heads, or some of them, into chunks, first and number, that take about WORKSPACE bytes; heads that
-        share keys stay together."""
-        end = self.heads if heads is None else first + heads
-        space = WORKSPACE * max(1, self.query_bytes(self.heads) >> 26)  # little beside large inputs is still more
-        count = max(1, space // max(1, bytes_each * self.groups)) * self.groups
-        return ((start, min(count, end - start)) for start in range(first, end, count))
-
-    @property
-    def options(self) -> dict[str, int]:
-        """Launch options."""
-        limit = {} if self.tiles.registers is None else {"maxnreg": self.tiles.registers}
-        return {"num_warps": self.tiles.num_warps, "num_stages": self.tiles.num_stages} | limit
-
-    def visit_options(self, lists: str | None) -> dict[str, int]:
-        """Launch options of output and of the gradient of queries: a third stage pays along a bit mask of tiles alone.
-
-        The gradient of keys and values has them too, but along lists of columns, where a third stage pays for it.
-        """
-        return self.options if lists == "tiles" else self.options | {"num_stages": min(self.tiles.num_stages, 2)}
-
-    @property
-    def capped_options(self) -> dict[str, int]:
-        """More of them for kernels that find thresholds.
-
-        Registers for three programs of 4 warps on a multiprocessor: what the compiler would keep in a few more of them
-        is addresses for other loops. Above d = 64 there is not the shared memory for three.
-        """
-        fits = self.tiles.num_warps == 4 and self.q.shape[3] <= 64 and self.q.dtype != torch.float32
-        return {"maxnreg": 168} if fits and self.alpha_kind != "any" else {}  # logarithms would spill
-
-
-def _pitches(x: Tensor) -> tuple[int, ...]:
-    """Return the strides of batch, head and row; 0 where there is one only and its stride may be anything."""
-    return own_strides(x.shape, x.stride())
-
-
-def _aligned(*tensors: Tensor) -> tl.constexpr:
-    return multiples_of_8(*map(_pitches, tensors))
+from .worklists.walk import HEADER
 
 
 def _threshold(
@@ -339,7 +92,7 @@ def _lists(problem: Problem, floor: Tensor) -> Tensor:
     n_k, tiles = problem.k.shape[2], problem.column_tiles
     coarse, block_m = problem.retiled(tiles.emit), tiles.walk.block_m
     programs, bytes_each = coarse.query_blocks, triton.cdiv(n_k, WORD) * WORD
-    pitch = HEADER.value + coarse.key_blocks if LIST_TILES else 0
+    pitch = HEADER.value + coarse.key_blocks if limits.LIST_TILES else 0
     stages = 2 * coarse.tiles.num_stages - 1  # as many fetch tiles of keys as elsewhere, and as many their numbers
     # zeros: it is an output of a custom op, which must be a function of its inputs even where nothing reads it
     lists = torch.zeros(problem.heads, problem.list_size, dtype=torch.int32, device=floor.device)
@@ -423,12 +176,12 @@ def _compact(problem: Problem, bits: Tensor, lists: Tensor, first_head: int, key
         tiles = problem.column_tiles
         blocks, words_each, shared = problem.lists, numbers // WORD, tiles.emit.block_m // tiles.walk.block_m
     inputs, sizes, grid = problem.inputs(), problem.sizes(first_head), (heads * blocks,)
-    count_kernel[grid](inputs, sizes, bits, lists, blocks, words_each, pitch, DENSEST, keys, shared, num_warps=1)
+    count_kernel[grid](inputs, sizes, bits, lists, blocks, words_each, pitch, limits.DENSEST, keys, shared, num_warps=1)
     chunk = 32 if INTERPRETED else 1024
     own, rest = problem.tiles, problem.column_tiles.rest
     together = rest.block_n // own.block_n if keys else rest.block_m // own.block_m
     share_kernel[(heads,)](lists, blocks, pitch, pool_entries(pitch, blocks, n), together, chunk, num_warps=4)
-    narrow = n <= NARROW
+    narrow = n <= limits.NARROW
     compact_kernel[grid](inputs, sizes, bits, lists, blocks, words_each, pitch, keys, shared, narrow, num_warps=1)
 
 
@@ -488,7 +241,7 @@ def backward_gradients(
     delta = torch.empty_like(theta)
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
     d_alpha = torch.empty_like(theta) if need_alpha else None
-    up = Upstream(theta, delta, d_out, *(sealed(n) for n in _pitches(d_out)), _aligned(d_out))
+    up = Upstream(theta, delta, d_out, *(sealed(n) for n in pitches(d_out)), aligned(d_out))
     kind = kind_of_lists(method, lists)
     if kind != "columns":
         sizes, inputs, options = problem.sizes(), problem.inputs(kind, query_tiles=lists), problem.visit_options(kind)
@@ -527,7 +280,7 @@ def _gradients_along_lists(
     for first, part, masks in _mask_rounds(problem, lists, (dk, dv), start, heads):
         sizes, grid = listed.sizes(first), listed.query_grid(part)
         grad_query_kernel[grid](inputs, sizes, up, out2, dq, d_alpha, masks, used, **options)
-        scatter_kernel[(grid[0] * SCATTERED,)](inputs, sizes, masks, whole, SCATTERED, num_warps=1)
+        scatter_kernel[(grid[0] * limits.SCATTERED,)](inputs, sizes, masks, whole, limits.SCATTERED, num_warps=1)
         grid = rest.query_grid(part)
         grad_query_kernel[grid](rest_inputs, sizes, up, out2, dq, d_alpha, masks, used, **rest_options)
     del masks  # the lists and the pieces take its place
@@ -542,7 +295,7 @@ def _gradients_along_lists(
     grad_key_value_kernel[grid](keyed, sizes, up, dk, dv, pieces, **narrow.options)
     add_pieces_kernel[(slots,)](keyed, sizes, pieces, dk, dv, num_warps=4)
     keyed = rest.inputs("rest", key_tiles=key_tiles)
-    sizes, grid = problem.sizes(start, heads), (min(REST, rest.key_grid(heads)[0]),)
+    sizes, grid = problem.sizes(start, heads), (min(limits.REST, rest.key_grid(heads)[0]),)
     grad_key_value_kernel[grid](keyed, sizes, up, dk, dv, None, **rest_options)
 
 
@@ -560,7 +313,7 @@ def _mask_rounds(
     constants = sealed(_words_each(problem)), constant(problem.column_tiles.grad_keys.block_n), constant(sides)
     places = [_as_words(x, word, start // problem.groups, heads // problem.groups) for x in spare]
     rooms = [x.numel() // each for x in places]
-    most = max(1, min(WORKSPACE, 2 * problem.query_bytes(heads)) // (each * word.itemsize))
+    most = max(1, min(limits.WORKSPACE, 2 * problem.query_bytes(heads)) // (each * word.itemsize))
     count = triton.cdiv(heads, triton.cdiv(heads, sum(rooms) + most))
     rest = count - sum(rooms)
     more = torch.empty(rest * each, dtype=word, device=lists.device) if rest > 0 else places[rooms[0] == 0]
@@ -589,7 +342,7 @@ def _pieces(problem: Problem, keyed: Inputs, sizes: Sizes, heads: int) -> Pieces
     blocks, device = problem.key_blocks, problem.q.device
     kv_heads = problem.key_grid(heads)[0] // blocks
     piece = 8 * keyed.BLOCK_N.value * keyed.BLOCK_D.value  # bytes
-    most = min(PIECES, problem.query_bytes(heads) // (2 * piece))
+    most = min(limits.PIECES, problem.query_bytes(heads) // (2 * piece))
     room = max(1, min(most // kv_heads, 2 * blocks))
     first, owner = (torch.empty(kv_heads, n, dtype=torch.int32, device=device) for n in (blocks, room))
     lengths = torch.empty(kv_heads, dtype=torch.int32, device=device)
@@ -597,5 +350,5 @@ def _pieces(problem: Problem, keyed: Inputs, sizes: Sizes, heads: int) -> Pieces
     sums = torch.empty(shape, dtype=torch.float32, device=device)
     count_tiles_kernel[(kv_heads * blocks,)](keyed, sizes, first, num_warps=1)
     chunk = 32 if INTERPRETED else 1024
-    place_pieces_kernel[(kv_heads,)](first, owner, lengths, blocks, room, PIECE, chunk, num_warps=4)
+    place_pieces_kernel[(kv_heads,)](first, owner, lengths, blocks, room, limits.PIECE, chunk, num_warps=4)
     return Pieces(first, owner, lengths, sums, sealed(room))

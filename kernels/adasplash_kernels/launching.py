@@ -93,6 +93,16 @@ def listening(listener: Listener) -> Iterator[None]:
         _here.listener = None
 
 
+@contextlib.contextmanager
+def only_compiling() -> Iterator[None]:
+    """Let launches of this thread compile their kernels, where that was not done, and launch nothing."""
+    _here.only_compiling = True
+    try:
+        yield
+    finally:
+        _here.only_compiling = False
+
+
 class LaunchedByKey:
     """A kernel, to be launched as ``kernel[grid](*arguments, **options)``; all else is as of the ``JITFunction``.
 
@@ -113,6 +123,8 @@ class LaunchedByKey:
         def run(*arguments: Any, **options: Any) -> Any:
             key = None if self.interpreted else self._key(arguments, options)
             compiled = self._compiled.get(key)
+            if getattr(_here, "only_compiling", False):
+                return self._compile(key, compiled, grid, arguments, options)
             listener = getattr(_here, "listener", None)
             if listener is None:
                 return self._run(key, compiled, grid, arguments, options)
@@ -132,6 +144,12 @@ class LaunchedByKey:
         if key is not None and isinstance(compiled, CompiledKernel) and compiled.metadata.target.backend == "cuda":
             self._compiled[key] = compiled
         return compiled
+
+    def _compile(
+        self, key: tuple | None, compiled: CompiledKernel | None, grid: tuple[int, ...], arguments: tuple, options: dict
+    ) -> None:
+        if key is not None and compiled is None:
+            self._kernel.warmup(*arguments, grid=grid, **options)
 
     @property
     def hooks(self) -> list:

@@ -7,10 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import decode, launch
+from . import decode, launch, limits
 from .custom_ops import define, differentiate, no_gradient
+from .problem import Problem, list_numbers
 from .replays import replayed
 from .thresholds import THRESHOLDS
+from .tile_sizes import choose_column_tiles, choose_tiles
 from .worklists.tiles import words
 
 
@@ -31,7 +33,7 @@ def forward(
     method: str,
     need_backward: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Compute attention; arguments as in ``launch.Problem``, and the name of a threshold method.
+    """Compute attention; arguments as in ``Problem``, and the name of a threshold method.
 
     Returns:
         O; O2, empty unless a backward pass will follow; theta (B, H, N_q) float32; the work lists
@@ -45,12 +47,12 @@ def forward(
     return out.sum(0).to(q.dtype) if out.ndim > q.ndim else out, out2, theta, lists
 
 
-@replayed(launch.settings)
+@replayed(limits.settings)
 def _attend(
     q, k, v, alpha, alibi_slopes, key_starts, key_lengths, cu_seqlens_q, cu_seqlens_k, alpha_kind, scale, left, right,
     method, need_backward,
 ):  # fmt: skip
-    problem = launch.Problem(q, k, v, alpha, alpha_kind, scale, left, right, alibi_slopes, key_starts, key_lengths,
+    problem = Problem(q, k, v, alpha, alpha_kind, scale, left, right, alibi_slopes, key_starts, key_lengths,
                              cu_seqlens_q, cu_seqlens_k)  # fmt: skip
     if not need_backward:
         if decode.suits(problem):
@@ -73,12 +75,12 @@ def _fake_forward(
     (batch, heads, n_q, _), n_k = q.shape, k.shape[2]
     lists = _no_lists(q)
     if need_backward and THRESHOLDS[method].lists and alpha_kind != "1":
-        tiles = launch.choose_tiles(q.shape[3], q.dtype)
+        tiles = choose_tiles(q.shape[3], q.dtype)
         shape = (batch * heads, -(-n_q // tiles.block_m), words(-(-n_k // tiles.block_n)))
         if THRESHOLDS[method].lists == "columns":
-            columns = launch.choose_column_tiles(q.shape[3], q.dtype)
+            columns = choose_column_tiles(q.shape[3], q.dtype)
             blocks = -(-n_q // columns.walk.block_m)
-            shape = (batch * heads, launch.list_numbers(columns, blocks, n_k))
+            shape = (batch * heads, list_numbers(columns, blocks, n_k))
         lists = torch.empty(shape, dtype=torch.int32, device=q.device)
     out2 = torch.empty(q.shape if need_backward else (0,), dtype=q.dtype, device=q.device)
     theta = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
@@ -118,12 +120,12 @@ def backward(
     return dq, dk, dv, rows.sum((0, 2)) if alpha.numel() == q.shape[1] else rows.sum().reshape(1)
 
 
-@replayed(launch.settings)
+@replayed(limits.settings)
 def _gradients(
     q, k, v, alpha, alibi_slopes, key_starts, key_lengths, cu_seqlens_q, cu_seqlens_k, theta, out2, lists, d_out,
     alpha_kind, scale, left, right, method, need_alpha,
 ):  # fmt: skip
-    problem = launch.Problem(q, k, v, alpha, alpha_kind, scale, left, right, alibi_slopes, key_starts, key_lengths,
+    problem = Problem(q, k, v, alpha, alpha_kind, scale, left, right, alibi_slopes, key_starts, key_lengths,
                              cu_seqlens_q, cu_seqlens_k)  # fmt: skip
     found = lists if lists.numel() else None
     return launch.backward_gradients(problem, theta, out2, method, found, d_out, need_alpha)

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from .custom_ops import define, differentiate, no_gradient
 from .inputs import open_sizes
-from .launch import Problem, threshold
+from .launch import threshold
 from .launching import launched_by_key
 from .mapping import alpha_slope, load_exponent, weights
+from .problem import Problem
 from .scores import load_theta, query_block, threshold_scores
 from .tile_sizes import choose_row_tiles
 from .worklists.walk import MIXED, all_tiles

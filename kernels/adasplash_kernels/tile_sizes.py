@@ -61,7 +61,7 @@ class ColumnTiles:
         grad_keys: of the gradients of keys and values along lists of queries; its keys are those of a list.
         rest: of the passes over all tiles for queries, or keys, without a list; they are a multiple of a list's.
         scan: of the solve on all keys, where there are no lists.
-        share: the lists have room for a part of ``launch.ENTRIES`` each, one in so many.
+        share: the lists have room for a part of ``limits.ENTRIES`` each, one in so many.
     """
 
     bound: Tiles

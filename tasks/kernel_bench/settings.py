@@ -142,6 +142,17 @@ class Solver:
 
 
 @dataclass(frozen=True)
+class Determinism:
+    """How many runs are held against one before them, bit for bit, of sequences up to ``longest``."""
+
+    runs: int
+    longest: int
+
+    def __post_init__(self) -> None:
+        at_least(1, runs=self.runs, longest=self.longest)
+
+
+@dataclass(frozen=True)
 class SpeedSettings:
     """What ``program: attention_speed`` takes."""
 
@@ -150,6 +161,7 @@ class SpeedSettings:
     timing: Timing
     relative_to: str | None = None
     block_sparsity: BlockSparsity | None = None
+    determinism: Determinism | None = None
     solver: dict[str, Solver] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

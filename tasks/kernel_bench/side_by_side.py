@@ -10,11 +10,13 @@ from typing import Any
 
 import torch
 
+from tasks.kernel_bench import score_passes
 from tasks.kernel_bench.compile_cache import state_at_start
 from tasks.kernel_bench.correctness import worst
 from tasks.kernel_bench.exact import Exact, Extent
 from tasks.kernel_bench.inputs import Tensors, make_problem, make_tensors
 from tasks.kernel_bench.problem import Problem
+from tasks.kernel_bench.repeats import differing_runs
 from tasks.kernel_bench.settings import GAUSSIAN, Case, SpeedSettings
 from tasks.kernel_bench.sparsity import Sparsity, measure_sparsity
 from tasks.kernel_bench.systems import ENTMAX, SYSTEMS
@@ -51,8 +53,8 @@ class SideBySide:
         trial = self._trial(name)
         times = self._times.get(name) if trial.status == "ok" else None
         trial = self._trials[name]  # timing may have lost it
-        return [*self._timed(name, trial, times), *self._speedup(name, trial), *self._tried(name, trial),
-                *self._sparsity_of(name)]  # fmt: skip
+        return [*self._timed(name, trial, times), *self._speedup(name, trial), self._score_passes(name, trial, times),
+                *self._tried(name, trial), *self._repeated(name, trial), *self._sparsity_of(name)]  # fmt: skip
 
     def _trial(self, name: str) -> Trial:
         if name not in self._trials:
@@ -107,6 +109,34 @@ class SideBySide:
             return [Measurement("speedup", None, "ratio", params, status="not_applicable")]
         mine, theirs = (self._value(self._times[n], "fwd_bwd_ms") for n in (name, base))
         return [Measurement("speedup", theirs / mine, "ratio", params)]
+
+    def _score_passes(self, name: str, trial: Trial, times: Times | None) -> Measurement:
+        params, metric, unit = self._params(name), "score_passes", "passes"
+        if times is None:
+            return Measurement(metric, None, unit, params | _why(trial), status=trial.status)
+        if reason := score_passes.obstacle(self.problem):
+            return Measurement(metric, None, unit, params | {"reason": reason}, status="not_applicable")
+        flops = score_passes.rate(self.device)
+        one_pass = score_passes.one_pass_ms(self.problem, flops)
+        stats = {"one_pass_ms": one_pass, "matmul_tflops": flops / 1e12}
+        return Measurement(metric, self._value(times, "fwd_ms") / one_pass, unit, params, stats)
+
+    def _repeated(self, name: str, trial: Trial) -> list[Measurement]:
+        """Return how many runs differ from another, if that is asked for."""
+        wanted = self.settings.determinism
+        if wanted is None:
+            return []
+        params, metric, unit = self._params(name) | {"runs": wanted.runs}, "differing_runs", "runs"
+        if self.case.n > wanted.longest:
+            params["reason"] = f"asked for up to {wanted.longest} tokens"
+            return [Measurement(metric, None, unit, params, status="not_applicable")]
+        if trial.status == "ok":
+            try:
+                found = differing_runs(trial.attention, self.tensors, wanted.runs)
+                return [Measurement(metric, found, unit, params)]
+            except Exception as error:  # whatever a foreign kernel raises
+                trial = failed_trial(error)
+        return [Measurement(metric, None, unit, params | _why(trial), status=trial.status)]
 
     def _tried(self, name: str, trial: Trial) -> list[Measurement]:
         params = self._params(name)

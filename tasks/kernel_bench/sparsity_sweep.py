@@ -77,7 +77,12 @@ class SweepSettings:
 
     def __post_init__(self) -> None:
         SpeedSettings(self.measure, self.inputs.gaussian(), self.timing, self.relative_to, self.block_sparsity,
-                      self.solver)  # fmt: skip
+                      self.determinism, self.solver)  # fmt: skip
+
+    @property
+    def determinism(self) -> None:
+        """Not asked for: the levels are of one length, and kernels do not differ between them."""
+        return None
 
     @property
     def block_sparsity(self) -> BlockSparsity:

@@ -20,11 +20,11 @@ from torch import Tensor
 from tasks.language_modeling.attentions import BackendUnavailable
 from tasks.language_modeling.gpt2 import adamw, build_model, learning_rate_factor, next_token_loss
 from tasks.language_modeling.settings import ENTMAX, CostSettings
+from tasks.matmul_rate import matmul_rate
 from tasks.records import Measurement
 
 _FEWEST_STEPS = 2
 _PROBED = 8  # sequences whose attention is inspected
-_MATMUL = {"cuda": (8192, 20), "cpu": (512, 5)}  # side of the square matrices, and how often they are multiplied
 
 
 @dataclass
@@ -131,21 +131,6 @@ def _nonzero(model: Any, alpha: float, tokens: Tensor, precision: str) -> float:
     with _autocast(precision, tokens.device):
         ratios = nonzero_ratios(model, tokens)
     return float(torch.stack(list(ratios.values())).mean())
-
-
-def matmul_rate(device: torch.device) -> float:
-    """Return the operations a second of bf16 products of large square matrices, the median of several."""
-    side, repeats = _MATMUL[device.type]
-    a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
-    seconds = []
-    for number in range(3 + repeats):
-        _wait(device)
-        started = time.perf_counter()
-        a @ b
-        _wait(device)
-        if number >= 3:
-            seconds.append(time.perf_counter() - started)
-    return 2 * side**3 / statistics.median(seconds)
 
 
 def flops_per_token(parameters: int, settings: CostSettings) -> float:

@@ -5,10 +5,14 @@ Numbers are means over seeds at the most trustworthy scale that has them, paper 
 A ratio is reproduced when it is at least 85 % of the paper's; different when it is less than that but above 1; else not
 reproduced. A crossing is reproduced when it lies at most 5 points above the paper's, different when it lies higher, and
 not reproduced when the last point is below 1. What was not measured where the claim speaks is not run.
+
+A target of this project is met, or not, as it says.
 """
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -21,6 +25,7 @@ from tasks.render.cells import Cell, collect, setting, show
 from tasks.render.metrics import Metric
 
 REPRODUCED, DIFFERENT, NOT_REPRODUCED, NOT_RUN = "reproduced", "different", "not reproduced", "not run"
+MET, NOT_MET = "met", "not met"
 TELLING_SCALES = ("paper", "lab")
 ENOUGH = 0.85  # of the paper's ratio
 POINTS = 5.0  # beyond the paper's crossing, in units of what it lies along
@@ -58,15 +63,24 @@ def verdicts(experiment: Experiment, records: Mapping[str, Sequence[Record]],
 
 def _judge(experiment: Experiment, claim: Claim, records: Mapping[str, Sequence[Record]],
            metrics: Mapping[str, Metric]) -> Verdict:
-    unit = metrics[claim.along].unit if claim.along in metrics else None
-    paper = "the paper: " + (f"{claim.paper:g} times" if claim.kind == "ratio" else _with_unit(claim.paper, unit))
+    along = claim.metric if claim.kind == "most" else claim.along  # what the claim's number is of
+    unit = metrics[along].unit if along in metrics and claim.kind != "exponent" else None
+    goal = claim.paper if claim.target is None else claim.target
+    assert goal is not None
+    number = f"{goal:g} times" if claim.kind == "ratio" else _with_unit(goal, unit)
+    paper = f"the {'paper' if claim.target is None else 'target'}: {number}"
     name = metrics[claim.along].label.lower() if claim.along in metrics else claim.along.replace("_", " ")
     without = None
     for scale in TELLING_SCALES:
         points = _points(experiment, claim, records.get(scale, ()))
         if not points:
             continue
-        outcome, said = _ratio(claim, points) if claim.kind == "ratio" else _crossing(claim, points, name, unit)
+        if claim.kind == "ratio":
+            outcome, said = _ratio(claim, points)
+        elif claim.kind == "crossing":
+            outcome, said = _crossing(claim, points, name, unit)
+        else:
+            outcome, said = _exponent(claim, points, name) if claim.kind == "exponent" else _most(claim, points, unit)
         found = Verdict(claim, outcome, f"{said} ({scale} scale; {paper})")
         if outcome != NOT_RUN:
             return found
@@ -105,8 +119,12 @@ def _ratio(claim: Claim, points: Sequence[_Point]) -> tuple[str, str]:
         return NOT_RUN, "one of the two systems has no value"
     ratios = [ratio for _, ratio in done]
     least = min(ratios)
-    above = REPRODUCED if least >= ENOUGH * claim.paper else DIFFERENT
-    outcome = above if least > 1 else NOT_REPRODUCED
+    if claim.target is not None:
+        outcome = MET if least >= claim.target else NOT_MET
+    else:
+        assert claim.paper is not None
+        above = REPRODUCED if least >= ENOUGH * claim.paper else DIFFERENT
+        outcome = above if least > 1 else NOT_REPRODUCED
     if len(done) == 1:
         said = _times(least)
     elif len(done) <= MANY:
@@ -116,8 +134,32 @@ def _ratio(claim: Claim, points: Sequence[_Point]) -> tuple[str, str]:
     return outcome, said + _lost(len(points) - len(done))
 
 
+def _exponent(claim: Claim, points: Sequence[_Point], name: str) -> tuple[str, str]:
+    """Fit a power by least squares of logarithms; its exponent is to be at most the target."""
+    done = [(math.log(p.along), math.log(p.ratio)) for p in points if p.along and p.ratio]
+    if len({x for x, _ in done}) < 2:
+        return NOT_RUN, "fewer than two points have a value"
+    slope = statistics.linear_regression(*zip(*done, strict=True)).slope
+    assert claim.target is not None
+    low, high = (math.exp(pick(x for x, _ in done)) for pick in (min, max))
+    said = f"grows as {name} to the power of {slope:.2f}, from {low:.0f} to {high:.0f}"
+    return MET if slope <= claim.target else NOT_MET, said + _lost(len(points) - len(done))
+
+
+def _most(claim: Claim, points: Sequence[_Point], unit: str | None) -> tuple[str, str]:
+    """Find the largest value, which is to be at most the target."""
+    done = [(p.ratio, p) for p in points if p.ratio is not None]
+    if not done:
+        return NOT_RUN, "no setting has a value"
+    value, at = max(done, key=lambda pair: pair[0])
+    assert claim.target is not None
+    said = f"at most {_with_unit(value, unit)}{_where(at, claim) if value else ' anywhere'}"
+    return MET if value <= claim.target else NOT_MET, said + _lost(len(points) - len(done))
+
+
 def _crossing(claim: Claim, points: Sequence[_Point], name: str, unit: str | None) -> tuple[str, str]:
     """Find the least value from which on no measured ratio is below 1."""
+    assert claim.paper is not None
     done = sorted((p.along, p.ratio) for p in points if p.along is not None and p.ratio is not None)
     lost = _lost(len(points) - len(done))
     if not done:

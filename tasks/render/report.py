@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tasks.claim import Claim
 from tasks.config import PAPERS, REPOSITORY, SCALES, Experiment
 from tasks.errors import UserError
 from tasks.records import Record
@@ -33,6 +34,12 @@ CLAIMS = (
 )
 
 
+TARGETS = (
+    "What this project set itself beyond the papers, held against the same records; ratios are of one run. A ratio is "
+    "to be at least the target, anything else at most."
+)
+
+
 @dataclass
 class Rendered:
     """What was rendered of one experiment."""
@@ -56,7 +63,8 @@ def write_report(rendered: Sequence[Rendered], results_root: Path,
                  implemented: Callable[[Experiment], bool]) -> Path:
     """Write the index of ``rendered`` and return its path; links are relative to it."""
     parts = [f"_{GENERATED}_", "# Results", ABOUT, _overview(rendered, implemented)]
-    parts += _claims(rendered)
+    parts += _verdicts(rendered, "Claims", "Claim", CLAIMS, lambda claim: claim.target is None)
+    parts += _verdicts(rendered, "Targets", "Target", TARGETS, lambda claim: claim.target is not None)
     for paper in PAPERS:
         of_paper = [r for r in rendered if r.experiment.paper == paper]
         if of_paper:
@@ -106,16 +114,17 @@ def _overview(rendered: Sequence[Rendered], implemented: Callable[[Experiment], 
     return "\n".join(lines)
 
 
-def _claims(rendered: Sequence[Rendered]) -> list[str]:
+def _verdicts(rendered: Sequence[Rendered], title: str, column: str, about: str,
+              belongs: Callable[[Claim], bool]) -> list[str]:  # fmt: skip
     """Collect the verdicts of all experiments in one table."""
-    lines = ["| Paper | Item | Claim | What the records say |", "| --- " * 4 + "|"]
+    lines = [f"| Paper | Item | {column} | What the records say |", "| --- " * 4 + "|"]
     for one in rendered:
         e = one.experiment
-        for verdict in one.verdicts:
+        for verdict in (v for v in one.verdicts if belongs(v.claim)):
             cells = [escape(e.paper), f"[{escape(e.item)}](#{_anchor(e)})", escape(verdict.claim.text),
                      _verdict(verdict)]
             lines.append("| " + " | ".join(cells) + " |")
-    return ["## Claims", CLAIMS, "\n".join(lines)] if len(lines) > 2 else []
+    return [f"## {title}", about, "\n".join(lines)] if len(lines) > 2 else []
 
 
 def _verdict(verdict: Verdict) -> str:
@@ -131,9 +140,11 @@ def _chapter(one: Rendered, root: Path, implemented: Callable[[Experiment], bool
         return [*parts, f"**Not rendered:** {escape(one.error)}"]
     if one.outcome:
         parts.append(escape(one.outcome))
-    if one.verdicts:
-        lines = [f"- {escape(v.claim.text)} {_verdict(v)}." for v in one.verdicts]
+    lines = [f"- {escape(v.claim.text)} {_verdict(v)}." for v in one.verdicts if v.claim.target is None]
+    if lines:
         parts.append("Claims:\n\n" + "\n".join(lines))
+    if any(v.claim.target is not None for v in one.verdicts):
+        parts.append("What this project set itself here stands under [Targets](#targets).")
     links = [_link(path.suffix[1:], path, root) for path in one.tables]
     if links:
         parts.append("Table: " + ", ".join(links))

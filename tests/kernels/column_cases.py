@@ -14,17 +14,22 @@ from hard_rows import FLOAT32, both_alphas, exact_theta
 from maximum import maximum_drops_nan  # noqa: F401
 from torch import Tensor
 
-from adasplash_kernels import launch
+from adasplash_kernels import launch, limits
 from adasplash_kernels.dispatch import kernel_alpha
-from adasplash_kernels.launch import Problem
 from adasplash_kernels.masks import AttentionMask
+from adasplash_kernels.problem import Problem
 from adasplash_kernels.worklists.columns import WORD
 from adasplash_kernels.worklists.walk import HEADER
 
 MAX_INT = 2**31 - 1
-ANY = 2.0  # for launch.DENSEST: no list is too dense
-HALF_TOO = [torch.float32, pytest.param(torch.float16, marks=pytest.mark.gpu)]  # whose tiles on a GPU are others
 columns = bind("columns")
+ANY = 2.0  # for limits.DENSEST: no list is too dense
+HALF_TOO = [torch.float32, pytest.param(torch.float16, marks=pytest.mark.gpu)]  # whose tiles on a GPU are others
+
+
+def on_gpu(*values: Any) -> Any:
+    """Return a case for a GPU alone: in the interpreter others say the same, and it takes ten seconds."""
+    return pytest.param(*values, marks=pytest.mark.gpu)
 
 
 @pytest.fixture
@@ -169,7 +174,7 @@ def setting(case: str, device: str, dtype: torch.dtype = torch.float32, spread: 
 def bound(problem: Problem) -> Tensor:
     """Return the bound (B, H, N_q), as ``launch.columns_without_lists`` computes it."""
     floor = torch.empty(problem.q.shape[:3], device=problem.q.device)
-    launch._bound(problem, launch.choose_column_tiles(problem.q.shape[3], problem.q.dtype).bound, floor)
+    launch._bound(problem, problem.column_tiles.bound, floor)
     return floor
 
 
@@ -196,7 +201,7 @@ def pools(lists: Tensor, blocks: int) -> Tensor:
     """Return the entries of lists (heads, numbers), which name fewer rows than 16 bits tell apart unless a test limits
     that, (heads, entries) int32."""
     pool = lists[:, HEADER.value * blocks :]
-    return pool.contiguous().view(torch.int16).int() & 0xFFFF if launch.NARROW else pool
+    return pool.contiguous().view(torch.int16).int() & 0xFFFF if limits.NARROW else pool
 
 
 def named(lists: Tensor, blocks: int) -> list[list[list[int]]]:
@@ -256,7 +261,7 @@ def shares(wanted: list[int], pool: int, together: int = 1) -> tuple[list[int], 
 
 def too_dense(entries: int, words: int) -> bool:
     """Tell whether a list has more entries than what DENSEST says of the rows of these words; without roundings."""
-    return entries > Fraction(launch.DENSEST).limit_denominator(10**4) * WORD * words
+    return entries > Fraction(limits.DENSEST).limit_denominator(10**4) * WORD * words
 
 
 def check_lists(
@@ -341,13 +346,13 @@ def limit_some(
     most = max(map(max, wanted[0][0]))
     found = {}
     for value in [i / 50 for i in range(1, 50)] if name == "DENSEST" else range(0, most, 1 + most // 50):
-        monkeypatch.setattr(launch, name, value)
+        monkeypatch.setattr(limits, name, value)
         over = []
         for counts, spans, n, together in wanted:
             left = [
                 shares(
                     [-1 - x[0] if too_dense(*x) else x[0] for x in zip(a, b, strict=True)],
-                    2 * len(a) * math.ceil(min(launch.ENTRIES // at.problem.column_tiles.share, n) / 2),
+                    2 * len(a) * math.ceil(min(limits.ENTRIES // at.problem.column_tiles.share, n) / 2),
                     together,
                 )
                 for a, b in zip(counts, spans, strict=True)
@@ -355,7 +360,7 @@ def limit_some(
             over.append([x < 0 for of_head, _ in left for x in of_head])
         if all(any(x) and not all(x) for x in over):
             found[value] = abs(sum(over[0]) / len(over[0]) - 0.5)
-    monkeypatch.setattr(launch, name, min(found, key=lambda x: found[x]))
+    monkeypatch.setattr(limits, name, min(found, key=lambda x: found[x]))
     compactions.clear()
 
 

@@ -8,7 +8,7 @@ import torch
 from oracle import LOWEST_ALPHA
 from torch import Tensor
 
-from adasplash_kernels.launch import Problem
+from adasplash_kernels.problem import Problem
 from adasplash_kernels.reference import entmax_reference
 from adasplash_kernels.thresholds import THRESHOLDS
 from adasplash_kernels.tile_sizes import Tiles

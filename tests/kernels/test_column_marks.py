@@ -14,11 +14,12 @@ from column_cases import ANY, HALF_TOO, Sides, by_byte, columns, headers, limit_
 from oracle import gradients
 from torch import Tensor
 
-from adasplash_kernels import launch
+from adasplash_kernels import launch, limits
 from adasplash_kernels.inputs import open_sizes, sealed
 from adasplash_kernels.kept import constant
-from adasplash_kernels.launch import Problem
+from adasplash_kernels.problem import Problem, pool_entries
 from adasplash_kernels.scores import query_block
+from adasplash_kernels.tile_sizes import choose_column_tiles
 from adasplash_kernels.worklists.columns import WORD
 from adasplash_kernels.worklists.marks import (
     Masks,
@@ -67,7 +68,7 @@ def scattered(problem: Problem, lists: Tensor, weights: Tensor, rounds: list[int
     """
     tiles, heads, sides = problem.column_tiles.grad, sum(rounds), launch._sides(problem)
     listed, rest, blocks = problem.retiled(tiles), problem.unlisted, problem.key_lists
-    room = launch.pool_entries(lists.shape[1], problem.lists, problem.k.shape[2])
+    room = pool_entries(lists.shape[1], problem.lists, problem.k.shape[2])
     number = list_tiles(room, problem.lists, tiles.block_n)
     word = getattr(torch, f"int{tiles.block_n // 2 // sides}")
     words = launch._words_each(problem)
@@ -103,9 +104,9 @@ def test_bits_of_queries(device, monkeypatch, dtype, limit, n_q, n_k, parts):
     generator = torch.Generator().manual_seed(n_k)
     q = torch.zeros(2, 2, n_q, 16, dtype=dtype, device=device)
     k = torch.zeros(2, 1, n_k, 16, dtype=dtype, device=device)
-    monkeypatch.setattr(launch, "DENSEST", 0.5 if limit == "too dense" else ANY)
-    share = launch.choose_column_tiles(16, dtype).share
-    monkeypatch.setattr(launch, "ENTRIES", share * (n_k // 4 if limit == "no room" else n_k))
+    monkeypatch.setattr(limits, "DENSEST", 0.5 if limit == "too dense" else ANY)
+    share = choose_column_tiles(16, dtype).share
+    monkeypatch.setattr(limits, "ENTRIES", share * (n_k // 4 if limit == "no room" else n_k))
     problem = Problem(q, k, k, torch.full((1,), 1.5, device=device), "1.5", 1.0)
     rows, keys, blocks = problem.listed.tiles.block_m, problem.column_tiles.grad_keys.block_n, problem.lists
     words = triton.cdiv(n_k, WORD)
@@ -139,7 +140,7 @@ def test_bits_of_queries(device, monkeypatch, dtype, limit, n_q, n_k, parts):
 @pytest.mark.parametrize("case", ["causal", "packed", "window"])
 def test_gradients_with_bad_queries(device, monkeypatch, compactions, case, limit):
     """A NaN in a query reaches the keys that it sees: all that the dense method has it reach, and no others."""
-    monkeypatch.setattr(launch, "DENSEST", ANY)
+    monkeypatch.setattr(limits, "DENSEST", ANY)
     at = setting(case, device, spread=2.0)
     q, k, v = at.problem.q.clone(), at.problem.k, at.problem.v
     q[:, :, 21 * stretch(device), 3] = math.nan
@@ -160,7 +161,7 @@ def test_gradients_with_bad_queries(device, monkeypatch, compactions, case, limi
 
 def test_gradients_repeat(device, monkeypatch, compactions):
     """Bit for bit, where some blocks have lists and some do not, in one launch and head by head."""
-    monkeypatch.setattr(launch, "DENSEST", ANY)
+    monkeypatch.setattr(limits, "DENSEST", ANY)
     at = setting("causal, more queries", device)
     run = functools.partial(columns, **at.options)
     inputs = (at.problem.q, at.problem.k, at.problem.v)
@@ -170,5 +171,5 @@ def test_gradients_repeat(device, monkeypatch, compactions):
     over = overflowed(compactions, False)
     assert over.any() and not over.all()
     assert all(map(torch.equal, gradients(run, inputs, at.problem.q), first))
-    monkeypatch.setattr(launch, "WORKSPACE", 1)
+    monkeypatch.setattr(limits, "WORKSPACE", 1)
     assert all(map(torch.equal, gradients(run, inputs, at.problem.q), first))

@@ -14,7 +14,8 @@ from calls import random_qkv
 from column_cases import ANY, Sides, columns, limit_some, overflowed, setting
 from oracle import gradients
 
-from adasplash_kernels import launch
+from adasplash_kernels import limits
+from adasplash_kernels import problem as problems
 from adasplash_kernels.tile_sizes import INTERPRETED, Tiles, choose_column_tiles
 
 small = "these tiles are too small to be compiled; a GPU's own have the same proportions"
@@ -40,7 +41,7 @@ def proportioned(monkeypatch):
                 share=2,
             )
 
-        monkeypatch.setattr(launch, "choose_column_tiles", choose)
+        monkeypatch.setattr(problems, "choose_column_tiles", choose)
 
     return proportion
 
@@ -68,7 +69,7 @@ def test_gradients_of_any_proportions(device, monkeypatch, compactions, proporti
     run = functools.partial(columns, **at.options)
     expected = gradients(run, inputs, upstream)
     proportioned(warps)
-    monkeypatch.setattr(launch, "DENSEST", ANY)
+    monkeypatch.setattr(limits, "DENSEST", ANY)
     at = setting(case, device, spread=2.0)  # a problem keeps its sizes
     compactions.clear()
     found = gradients(run, inputs, upstream)

@@ -45,10 +45,10 @@ from maximum import maximum_drops_nan  # noqa: F401
 from oracle import gradients
 from torch import Tensor
 
-from adasplash_kernels import launch
-from adasplash_kernels.launch import Problem
+from adasplash_kernels import launch, limits
+from adasplash_kernels.problem import Problem
 from adasplash_kernels.thresholds.lower_bound import rise
-from adasplash_kernels.tile_sizes import choose_column_tiles
+from adasplash_kernels.tile_sizes import choose_column_tiles, choose_tiles
 from adasplash_kernels.worklists.columns import WORD, share_kernel
 from adasplash_kernels.worklists.walk import HEADER
 
@@ -136,7 +136,7 @@ def test_the_bound_is_below_theta(device, case, dtype):
 
 def test_each_head_has_its_own_alpha(device, monkeypatch):
     """The first is the largest: with it the others' lists would be too short, with theirs its own too long."""
-    monkeypatch.setattr(launch, "DENSEST", ANY)
+    monkeypatch.setattr(limits, "DENSEST", ANY)
     alphas = torch.tensor([2.0, 1.5, 1.1], device=device)
     q, k, v = random_qkv(device, 18 * stretch(device), 60 * stretch(device), heads=3, spread=3.0)
     problem = Problem(q, k, v, alphas, GENERAL, 0.25)
@@ -160,7 +160,7 @@ def test_hard_rows_have_their_support_listed(device, monkeypatch, alpha, kind):
 
     Theta is the root, whether the solve walks the list or, of lists that are all too dense, all tiles.
     """
-    monkeypatch.setattr(launch, "DENSEST", ANY)
+    monkeypatch.setattr(limits, "DENSEST", ANY)
     exact, tensor = both_alphas(alpha, kind, device)
     rows = hard_rows(90 * stretch(device), exact)
     scores, labels = stacked({name: x for name, x in rows.items() if x.isfinite().all()}, "cpu")
@@ -176,7 +176,7 @@ def test_hard_rows_have_their_support_listed(device, monkeypatch, alpha, kind):
     assert not (in_blocks(support[None], problem.listed.tiles.block_m).any(2) & ~found).any()
     labels = [labels[i % len(labels)] for i in range(pair)]
     check_theta(solved.flatten(), scores[0], exact, labels)
-    monkeypatch.setattr(launch, "DENSEST", 0.0)
+    monkeypatch.setattr(limits, "DENSEST", 0.0)
     solved, lists = launch.column_lists(problem)
     assert (headers(lists, problem.lists)[..., 0] == -1).all()
     check_theta(solved.flatten(), scores[0], exact, labels)
@@ -192,8 +192,8 @@ def test_lists_hold_what_passes_the_bound(device, monkeypatch, case, dtype):
 
     Then the same of those lists that the usual DENSEST leaves, with room for about half of what they want.
     """
-    usual = launch.DENSEST
-    monkeypatch.setattr(launch, "DENSEST", ANY)
+    usual = limits.DENSEST
+    monkeypatch.setattr(limits, "DENSEST", ANY)
     at = setting(case, device, dtype)
     (rows, tile, together), n_k = Sides.of(at.problem, False), at.problem.k.shape[2]
     theta, lists = launch.column_lists(at.problem)
@@ -225,9 +225,9 @@ def test_lists_hold_what_passes_the_bound(device, monkeypatch, case, dtype):
     found = names(lists, blocks, n_k)
     assert not (must & ~found).any() and not (found & ~may).any()
 
-    monkeypatch.setattr(launch, "DENSEST", usual)
+    monkeypatch.setattr(limits, "DENSEST", usual)
     each = max(1, sum(map(len, entries[0])) // (2 * blocks))
-    monkeypatch.setattr(launch, "ENTRIES", each * at.problem.column_tiles.share)
+    monkeypatch.setattr(limits, "ENTRIES", each * at.problem.column_tiles.share)
     theta, lists = launch.column_lists(replace(at.problem))  # a problem keeps its sizes
     assert lists.shape == (heads, blocks * (HEADER.value + -(-each // 2)))
     check_lists(lists, entries, seen, tile, words, together)
@@ -236,8 +236,8 @@ def test_lists_hold_what_passes_the_bound(device, monkeypatch, case, dtype):
 
 def test_rows_that_are_not_there_mark_no_key(device, monkeypatch):
     """Nor do those that see no key: of a first block, of half the second, and past the end of the last."""
-    monkeypatch.setattr(launch, "DENSEST", ANY)
-    rows = launch.choose_tiles(16, torch.float32).block_m
+    monkeypatch.setattr(limits, "DENSEST", ANY)
+    rows = choose_tiles(16, torch.float32).block_m
     n_q, blind = 3 * rows + 3, rows + rows // 2
     n_k = n_q - blind
     query, key = torch.arange(n_q)[:, None], torch.arange(n_k)
@@ -256,7 +256,7 @@ def test_rows_that_are_not_there_mark_no_key(device, monkeypatch):
 @pytest.mark.parametrize("limit", [None, "DENSEST", "ENTRIES"])
 def test_garbage_is_never_read(device, garbage, monkeypatch, compactions, limit):
     """Neither entries past a list's end nor bits of keys that no program sees."""
-    monkeypatch.setattr(launch, "DENSEST", ANY)
+    monkeypatch.setattr(limits, "DENSEST", ANY)
     at = setting("packed", device)
     run = functools.partial(columns, **at.options)
     upstream = torch.randn(at.problem.q.shape, device=device)
@@ -283,8 +283,8 @@ def test_packing_by_hand(device):
     assert torch.equal(unpacked(torch.tensor([[8, 0], [0, -(2**15)]], dtype=torch.int16)), expected)
 
 
-FEW = 35 if launch.INTERPRETED else 150
-MANY = 530 if launch.INTERPRETED else 33000  # rows, for more blocks than are given their share at once
+FEW = 35 if limits.INTERPRETED else 150
+MANY = 530 if limits.INTERPRETED else 33000  # rows, for more blocks than are given their share at once
 COMPACTED = {  # rows of blocks, and of entries, on either side of chunks of 256 words: 4096 rows
     "dense": (FEW, 5000, {}),
     "two chunks": (FEW, 8192, {}),
@@ -346,7 +346,7 @@ class Frame(NamedTuple):
     def check(self, flags: Tensor, expected: list[list[list[int]]], pool: int) -> Tensor:
         """Compact into lists with room for so many entries; return (heads, blocks) how many they have, or -1."""
         heads, blocks = self.seen.shape[:2]
-        pitch = HEADER.value * blocks + (-(-pool // 2) if launch.NARROW else pool)
+        pitch = HEADER.value * blocks + (-(-pool // 2) if limits.NARROW else pool)
         guarded = torch.full((heads * pitch + 8,), -5, dtype=torch.int32, device=self.problem.q.device)
         lists = guarded[:-8].view(heads, pitch)
         bits = packed(flags) if self.keys else by_byte(self.problem, flags)
@@ -375,17 +375,17 @@ def test_compaction(device, monkeypatch, mask, share, keys):
 
     There is room for all entries of a head but two; for exactly those that are not too dense; and for half of them.
     """
-    frame, usual = Frame.of(device, mask, keys), launch.DENSEST
+    frame, usual = Frame.of(device, mask, keys), limits.DENSEST
     heads, blocks = frame.seen.shape[:2]
     shares = torch.tensor([share[i % len(share)] for i in range(blocks)])[:, None]
     flags = torch.rand(heads, blocks, frame.words * WORD, generator=torch.Generator().manual_seed(blocks)) < shares
     expected = frame.entries(flags)
     most = max(sum(len(entries) + len(entries) % 2 for entries in x) for x in expected)
     if mask != "many blocks":
-        monkeypatch.setattr(launch, "DENSEST", ANY)
+        monkeypatch.setattr(limits, "DENSEST", ANY)
         counts = frame.check(flags, expected, max(most - 2, 0))
         assert (counts < 0).any() == (most > 0) and (blocks == 1 or (counts >= 0).any())
-        monkeypatch.setattr(launch, "DENSEST", usual)
+        monkeypatch.setattr(limits, "DENSEST", usual)
         allowed = frame.allowed(expected)
         room = allowed.clamp_min(0)
         assert torch.equal(frame.check(flags, expected, int((room + room % 2).sum(1).amax())), allowed)
@@ -404,7 +404,7 @@ def test_how_dense_is_too_dense(device, mask, keys):
 
     All bits outside are set, and do not count.
     """
-    assert launch.DENSEST == 2 / 3
+    assert limits.DENSEST == 2 / 3
     frame = Frame.of(device, mask, keys)
     generator = torch.Generator().manual_seed(0)
     heads, blocks = frame.seen.shape[:2]

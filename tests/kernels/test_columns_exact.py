@@ -19,6 +19,7 @@ from column_cases import (
     in_blocks,
     limit_some,
     named,
+    on_gpu,
     overflowed,
     setting,
     span,
@@ -31,10 +32,10 @@ from rowwise_oracle import check as check_rowwise
 from rowwise_oracle import random_scores
 from torch import Tensor
 
-from adasplash_kernels import entmax, launch
-from adasplash_kernels.launch import Problem
+from adasplash_kernels import entmax, launch, limits
 from adasplash_kernels.ops import backward_op, forward_op
-from adasplash_kernels.tile_sizes import choose_column_tiles
+from adasplash_kernels.problem import Problem, column_list_size, pool_entries
+from adasplash_kernels.tile_sizes import choose_column_tiles, choose_tiles
 from adasplash_kernels.worklists.columns import WORD
 
 pytestmark = pytest.mark.usefixtures("garbage")
@@ -62,7 +63,7 @@ LIMITS = {"no room": ("ENTRIES", 0), "too dense": ("DENSEST", 0.0)}
 )
 def test_overflow_is_exact(device, monkeypatch, compactions, case, limit, learned):
     """No block with a list, so that each visits all tiles, forward and backward."""
-    monkeypatch.setattr(launch, *LIMITS[limit])
+    monkeypatch.setattr(limits, *LIMITS[limit])
     at = setting(case, device, spread=1.0, **OVERFLOWING[case])
     options = at.options
     if learned:
@@ -80,7 +81,7 @@ def test_overflow_is_exact(device, monkeypatch, compactions, case, limit, learne
 )
 def test_lists_and_overflow_are_exact(device, monkeypatch, compactions, case, limit, learned):
     """Some blocks with a list and some without, of keys and of queries."""
-    monkeypatch.setattr(launch, "DENSEST", ANY)
+    monkeypatch.setattr(limits, "DENSEST", ANY)
     at = setting(case, device, **(OVERFLOWING[case] | ({"n_q": 37} if case == "ALiBi" else {})))
     options, inputs = at.options, (at.problem.q, at.problem.k, at.problem.v)
     if learned:
@@ -94,10 +95,10 @@ def test_lists_and_overflow_are_exact(device, monkeypatch, compactions, case, li
         assert over.any() and not over.all()
 
 
-@pytest.mark.parametrize(("case", "limit"), [("causal", "room"), ("dense, grouped heads", "both")])
+@pytest.mark.parametrize(("case", "limit"), [on_gpu("causal", "room"), ("dense, grouped heads", "both")])
 def test_some_lists_overflow(device, monkeypatch, compactions, case, limit):
     """Blocks that still have a list have the same one and give the same bits; the others stay exact."""
-    monkeypatch.setattr(launch, "DENSEST", ANY)
+    monkeypatch.setattr(limits, "DENSEST", ANY)
     changes = {"heads": 2, "alpha": 1.25} if case == "causal" else {"batch": 1, "heads": 2, "kv_heads": 1, "alpha": 2.0}
     at = setting(case, device, n_q=37, n_k=52, **changes)
     inputs = (at.problem.q, at.problem.k, at.problem.v)
@@ -111,12 +112,12 @@ def test_some_lists_overflow(device, monkeypatch, compactions, case, limit):
     if limit != "room":
         shares = sorted({count / (WORD * space) for count, space in blocks})
         middle = len(shares) // 2
-        monkeypatch.setattr(launch, "DENSEST", (shares[middle - 1] + shares[middle]) / 2)
+        monkeypatch.setattr(limits, "DENSEST", (shares[middle - 1] + shares[middle]) / 2)
     if limit != "density":
         first = next(count for count, space in blocks if not too_dense(count, space))  # finds room at the least
         first = triton.cdiv(first, seen.shape[1])
         total = sum(count for count, space in blocks if not too_dense(count, space))
-        monkeypatch.setattr(launch, "ENTRIES", max(first, int(0.7 * total / len(blocks))))
+        monkeypatch.setattr(limits, "ENTRIES", max(first, int(0.7 * total / len(blocks))))
     compactions.clear()
     short = gradients(run, inputs, upstream)
     (lists,) = (x.lists for x in compactions if not x.keys)
@@ -138,7 +139,7 @@ def test_chunks_of_heads_change_nothing(device, monkeypatch, compactions):
 
     Everything that goes by head or by sequence is there.
     """
-    monkeypatch.setattr(launch, "LIST_TILES", False)  # heads go through in other chunks for those
+    monkeypatch.setattr(limits, "LIST_TILES", False)  # heads go through in other chunks for those
     n_q, n_k = 17 * stretch(device), 23 * stretch(device)
     q, k, v = random_qkv(device, n_q, n_k, heads=4, kv_heads=2, batch=2, spread=2.0)
     alpha = torch.tensor([1.2, 1.5, 1.8, 2.0], device=device)
@@ -159,11 +160,11 @@ def test_chunks_of_heads_change_nothing(device, monkeypatch, compactions):
     each = [of_keys.bits[0].nbytes, of_queries.bits[0].nbytes + of_queries.lists[0].nbytes]
     for space, by_keys, by_queries in ((6 * each[0], uneven, alone), (6 * each[1], whole, uneven)):
         compactions.clear()
-        monkeypatch.setattr(launch, "WORKSPACE", space)
+        monkeypatch.setattr(limits, "WORKSPACE", space)
         assert all(map(torch.equal, gradients(run, inputs, upstream), expected))
         assert chunks(False) == by_keys and chunks(True) == by_queries
     compactions.clear()
-    monkeypatch.setattr(launch, "WORKSPACE", 1)
+    monkeypatch.setattr(limits, "WORKSPACE", 1)
     assert all(map(torch.equal, gradients(run, inputs, upstream), expected))
     assert chunks(False) == chunks(True) == alone
 
@@ -171,17 +172,17 @@ def test_chunks_of_heads_change_nothing(device, monkeypatch, compactions):
 # Entries of 32 bits
 
 
-@pytest.mark.parametrize("case", ["causal, fewer queries", "packed", "dense, grouped heads"])
+@pytest.mark.parametrize("case", ["causal, fewer queries", "packed", on_gpu("dense, grouped heads")])
 def test_long_rows_change_nothing(device, monkeypatch, compactions, case):
     """Lists of more than 65,536 rows, here of fewer: the same entries in numbers of their own, the same bits."""
-    monkeypatch.setattr(launch, "DENSEST", ANY)
+    monkeypatch.setattr(limits, "DENSEST", ANY)
     at = setting(case, device, **({"batch": 1, "heads": 2, "kv_heads": 1} if case.endswith("heads") else {}))
     run, inputs = functools.partial(columns, **at.options), (at.problem.q, at.problem.k, at.problem.v)
     upstream = torch.randn(at.problem.q.shape, device=device)
     blocks = {False: at.problem.lists, True: at.problem.key_lists}
     found = []
-    for narrow in (launch.NARROW, 0):
-        monkeypatch.setattr(launch, "NARROW", narrow)
+    for narrow in (limits.NARROW, 0):
+        monkeypatch.setattr(limits, "NARROW", narrow)
         compactions.clear()
         gradient = gradients(run, inputs, upstream)
         found.append((gradient, [(x.keys, named(x.lists, blocks[x.keys])) for x in compactions]))
@@ -193,11 +194,11 @@ def test_long_rows_change_nothing(device, monkeypatch, compactions, case):
 
 
 @pytest.mark.parametrize(
-    ("spread", "densest"), [(0.01, launch.DENSEST), (0.01, ANY), (1000.0, launch.DENSEST)],
+    ("spread", "densest"), [(0.01, limits.DENSEST), (0.01, ANY), (1000.0, limits.DENSEST)],
 )  # fmt: skip
 @pytest.mark.parametrize("alpha", [1.4, 2.0])
 def test_score_scales(device, monkeypatch, spread, densest, alpha):
-    monkeypatch.setattr(launch, "DENSEST", densest)
+    monkeypatch.setattr(limits, "DENSEST", densest)
     qkv = random_qkv(device, 32 * stretch(device), 110 * stretch(device), spread=spread)
     check_against_oracle(columns, plain("columns"), *qkv, alpha=alpha)
 
@@ -212,14 +213,14 @@ def test_score_scales(device, monkeypatch, spread, densest, alpha):
         *((case, None) for case in ("causal, fewer queries", "packed", "dense, grouped heads")),
         ("causal, fewer queries", "ENTRIES"),
         ("packed", "DENSEST"),
-        ("dense, grouped heads", "ENTRIES"),
+        on_gpu("dense, grouped heads", "ENTRIES"),
     ],
 )
 def test_queries_that_use_a_block_of_keys(device, monkeypatch, compactions, case, limit, dtype):
     """All queries with a weight on one of its keys and no others, whether lists or tiles were walked."""
     changes = {"n_q": 41, "n_k": 40, "batch": 1} if case.endswith("heads") else {}
     at = setting(case, device, dtype, **changes)
-    monkeypatch.setattr(launch, "DENSEST", ANY)
+    monkeypatch.setattr(limits, "DENSEST", ANY)
     run, inputs = functools.partial(columns, **at.options), (at.problem.q, at.problem.k, at.problem.v)
     gradients(run, inputs, at.problem.q)
     if limit is not None:
@@ -251,7 +252,7 @@ def test_queries_that_use_a_block_of_keys(device, monkeypatch, compactions, case
 @pytest.mark.usefixtures("maximum_drops_nan")
 @pytest.mark.parametrize(
     ("alpha", "densest", "entries", "place"),
-    [(1.3, launch.DENSEST, 2560, "inside"), (1.3, ANY, 2560, "late"), (1.5, ANY, 2560, "first"), (2.0, ANY, 4, "late"),
+    [(1.3, limits.DENSEST, 2560, "inside"), (1.3, ANY, 2560, "late"), (1.5, ANY, 2560, "first"), (2.0, ANY, 4, "late"),
      (2.0, 0.0, 2560, "inside")],
 )  # fmt: skip
 def test_bad_scores_reach_the_same_rows_as_ever(device, monkeypatch, alpha, densest, entries, place):
@@ -263,8 +264,8 @@ def test_bad_scores_reach_the_same_rows_as_ever(device, monkeypatch, alpha, dens
     k[0, 0, bad, 3], k[0, 1, bad, 3], q[0, 2, 5, 3] = math.nan, math.inf, math.nan
     options = {"alpha": alpha, "causal": True}
     expected = bind("adasplash")(q, k, v, **options)
-    monkeypatch.setattr(launch, "DENSEST", densest)
-    monkeypatch.setattr(launch, "ENTRIES", entries)
+    monkeypatch.setattr(limits, "DENSEST", densest)
+    monkeypatch.setattr(limits, "ENTRIES", entries)
     found = columns(q, k, v, **options)
     sees = torch.arange(n_q, device=device) + n_k - n_q >= bad
     reached = torch.zeros(3, n_q, dtype=torch.bool, device=device)
@@ -274,12 +275,12 @@ def test_bad_scores_reach_the_same_rows_as_ever(device, monkeypatch, alpha, dens
     torch.testing.assert_close(found, expected, equal_nan=True)
 
 
-@pytest.mark.parametrize(("densest", "entries"), [(ANY, 2560), (launch.DENSEST, 2560), (ANY, 8)])
+@pytest.mark.parametrize(("densest", "entries"), [(ANY, 2560), (limits.DENSEST, 2560), (ANY, 8)])
 @pytest.mark.parametrize("alpha", [1.25, 1.5, 2.0])
 def test_ties_are_all_listed(device, monkeypatch, compactions, alpha, densest, entries):
     """Equal keys have equal weights: every list is full or left out, and the output is the mean of the values."""
-    monkeypatch.setattr(launch, "DENSEST", densest)
-    monkeypatch.setattr(launch, "ENTRIES", entries)
+    monkeypatch.setattr(limits, "DENSEST", densest)
+    monkeypatch.setattr(limits, "ENTRIES", entries)
     n_k = 45 * stretch(device)
     q, k, v = random_qkv(device, 18 * stretch(device), n_k)
     k = k[:, :, :1].expand_as(k).contiguous()
@@ -335,12 +336,12 @@ def test_column_list_size(monkeypatch, entries):
 
     Rounded up to an even number, as lists start at even places.
     """
-    monkeypatch.setattr(launch, "ENTRIES", entries)
+    monkeypatch.setattr(limits, "ENTRIES", entries)
     for blocks in (1, 3, 100):
         for n in (0, 1, 99, 100, 101, 2559, 2560, 2561, 2**16, 2**16 + 1, 10**6):
-            size, pairs = launch.column_list_size(blocks, n), math.ceil(min(n, entries) / 2)
+            size, pairs = column_list_size(blocks, n), math.ceil(min(n, entries) / 2)
             assert size == blocks * (4 + (pairs if n <= 2**16 else 2 * pairs))
-            assert launch.pool_entries(size, blocks, n) == 2 * pairs * blocks
+            assert pool_entries(size, blocks, n) == 2 * pairs * blocks
 
 
 @pytest.mark.parametrize(
@@ -349,13 +350,13 @@ def test_column_list_size(monkeypatch, entries):
 @pytest.mark.parametrize("space", [0, 2000, 10**9])
 def test_where_masks_go(monkeypatch, device, heads, kv_heads, batch, d, space):
     """Every head of a chunk in one round, and what it notes where no other of the round does: within what is there."""
-    monkeypatch.setattr(launch, "WORKSPACE", space)
+    monkeypatch.setattr(limits, "WORKSPACE", space)
     n_q, n_k = 37, 45
     q = torch.zeros(batch, heads, n_q, d, dtype=torch.bfloat16, device=device)
     dk, dv = (torch.zeros(batch, kv_heads, n_k, d, dtype=torch.bfloat16, device=device) for _ in range(2))
     problem = Problem(q, dk, dv, None, "1.5", 1.0)
     tile = problem.column_tiles.grad
-    pool = problem.lists * min(launch.ENTRIES // problem.column_tiles.share, n_k)
+    pool = problem.lists * min(limits.ENTRIES // problem.column_tiles.share, n_k)
     lists = torch.zeros(batch * heads, problem.list_size, device=device)
     groups = heads // kv_heads
     for start, count in ((0, batch * heads), (groups, groups)):
@@ -388,7 +389,7 @@ def test_where_masks_go(monkeypatch, device, heads, kv_heads, batch, d, space):
 @pytest.mark.parametrize("workspace", [0, 1, 999, 1000, 4000, 10**9])
 def test_head_chunks(monkeypatch, batch, heads, kv_heads, workspace):
     """Every head once, in order; whole groups, as many as fit and at the least one."""
-    monkeypatch.setattr(launch, "WORKSPACE", workspace)
+    monkeypatch.setattr(limits, "WORKSPACE", workspace)
     q, k = torch.zeros(batch, heads, 2, 16), torch.zeros(batch, kv_heads, 2, 16)
     problem, groups = Problem(q, k, k, torch.ones(1), "1.5", 1.0), heads // kv_heads
     for each in (0, 1, 250, 1000):
@@ -412,7 +413,7 @@ def test_fake_ops_have_the_shapes_of_the_real_ones(device):
         torch.library.opcheck(forward_op, arguments, **tests)
     arguments = op_arguments(q, k, v, "columns", alpha=1.3)
     out, out2, theta, lists = forward_op(*arguments)
-    assert lists.shape == (2, launch.column_list_size(-(-19 // launch.choose_tiles(16, torch.float32).block_m), 37))
+    assert lists.shape == (2, column_list_size(-(-19 // choose_tiles(16, torch.float32).block_m), 37))
     torch.library.opcheck(
         backward_op, (*arguments[:9], theta, out2, lists, torch.ones_like(out), *arguments[9:14], True), **tests
     )

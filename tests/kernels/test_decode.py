@@ -14,8 +14,8 @@ from oracle import check_against_oracle
 from torch import Tensor
 
 from adasplash_kernels import decode, entmax_attention
-from adasplash_kernels.launch import Problem
 from adasplash_kernels.ops import forward_op
+from adasplash_kernels.problem import Problem
 
 METHOD = "adasplash"  # where it makes no difference
 by_method = pytest.mark.parametrize("method", KERNELS)

@@ -18,9 +18,9 @@ from triton.backends.nvidia.compiler import CUDABackend
 from triton.compiler import CompiledKernel
 from triton.runtime import jit
 
-from adasplash_kernels import launch, launching
+from adasplash_kernels import launch, launching, limits
 from adasplash_kernels.inputs import Sizes, sealed
-from adasplash_kernels.launching import LaunchedByKey, launched_by_key, listening
+from adasplash_kernels.launching import LaunchedByKey, launched_by_key, listening, only_compiling
 from adasplash_kernels.thresholds.settle import Settle
 
 
@@ -123,7 +123,7 @@ def launched(monkeypatch):
     result = {"backend": "cuda", "kind": Compiled}
 
     def run(self, *arguments, grid, warmup, **options):
-        seen.append(("by Triton", grid, arguments))
+        seen.append(("compiled" if warmup else "by Triton", grid, arguments))
         return result["kind"](seen, result["backend"])
 
     monkeypatch.setattr(jit.JITFunction, "run", run)
@@ -168,7 +168,7 @@ def test_what_keys_do_not_cover_is_left_to_triton(launched, monkeypatch, change)
 
 
 def test_interpreted_kernels_are_launched_as_ever():
-    assert launch.output_kernel.interpreted == launch.INTERPRETED
+    assert launch.output_kernel.interpreted == limits.INTERPRETED
     seen = []
 
     class Interpreted:
@@ -202,6 +202,16 @@ def test_a_listener_is_told_of_launches_in_its_context_alone(launched, inside):
     assert how == "by key"
     arguments = (PLAIN["x"], None, 9, 7, 7, None)  # the default of ``last`` filled in
     assert heard == ([(True, (5, 2), arguments, {"num_warps": 4}), "launched"] if inside else [])
+
+
+def test_only_compiling_launches_nothing(launched):
+    with only_compiling():
+        how, _, arguments = launched(n=9)
+        assert how == "compiled" and arguments[:3] == (PLAIN["x"], None, 9)
+    assert launched(n=9)[0] == "by Triton"
+    with only_compiling(), pytest.raises(ValueError, match="not enough"):
+        launched(n=9)  # compiled before: nothing is left to do
+    assert launched(n=9)[0] == "by key"
 
 
 @pytest.mark.gpu

@@ -11,7 +11,7 @@ from hard_rows import ALPHAS, GENERAL, both_alphas, computed, hard_rows, resolut
 from maximum import maximum_drops_nan  # noqa: F401
 from torch import Tensor
 
-from adasplash_kernels.launch import Problem
+from adasplash_kernels.problem import Problem
 from adasplash_kernels.thresholds import THRESHOLDS
 from adasplash_kernels.tile_sizes import Tiles, choose_tiles
 

@@ -10,7 +10,8 @@ from calls import random_qkv, stretch
 from column_cases import ANY, columns, setting
 from oracle import gradients
 
-from adasplash_kernels import launch
+from adasplash_kernels import launch, limits
+from adasplash_kernels.problem import Problem
 from adasplash_kernels.worklists.pieces import Pieces, place_pieces_kernel
 
 pytestmark = pytest.mark.usefixtures("garbage")
@@ -56,18 +57,18 @@ def plans(monkeypatch: pytest.MonkeyPatch) -> list[Pieces]:
 @pytest.mark.parametrize(("case", "room"), [("causal, more queries", 3), ("causal, more queries", 400), ("padded", 9)])
 def test_sums_of_pieces(device, monkeypatch, plans, case, room):
     """Gradients are those of whole walks, whether there is room for few pieces or many; with lists and without."""
-    monkeypatch.setattr(launch, "PIECE", 1)
-    monkeypatch.setattr(launch.Problem, "query_bytes", lambda problem, heads: 10**9)  # or they take too much memory
-    monkeypatch.setattr(launch, "DENSEST", ANY if case == "padded" else 0.8)
+    monkeypatch.setattr(limits, "PIECE", 1)
+    monkeypatch.setattr(Problem, "query_bytes", lambda problem, heads: 10**9)  # or they take too much memory
+    monkeypatch.setattr(limits, "DENSEST", ANY if case == "padded" else 0.8)
     at = setting(case, device)
     inputs = (at.problem.q, at.problem.k, at.problem.v)
     upstream = random_qkv(device, inputs[0].shape[2], heads=inputs[0].shape[1], batch=inputs[0].shape[0], seed=5)[0]
     run = functools.partial(columns, **at.options)
-    monkeypatch.setattr(launch, "PIECES", 0)
+    monkeypatch.setattr(limits, "PIECES", 0)
     expected = gradients(run, inputs, upstream)
     assert plans and not any((x.first >= 0).any() for x in plans)
     plans.clear()
-    monkeypatch.setattr(launch, "PIECES", room * stretch(device) * inputs[1].shape[0] * inputs[1].shape[1])
+    monkeypatch.setattr(limits, "PIECES", room * stretch(device) * inputs[1].shape[0] * inputs[1].shape[1])
     found = gradients(run, inputs, upstream)
     assert any((x.first >= 0).any() for x in plans)
     for name, a, b in zip(("out", "dq", "dk", "dv"), found, expected, strict=True):

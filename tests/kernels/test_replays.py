@@ -15,7 +15,7 @@ from calls import KERNELS, bind, random_qkv
 from surface import FEATURES
 from torch import Tensor
 
-from adasplash_kernels import custom_ops, launch, launching, ops, replays
+from adasplash_kernels import custom_ops, launch, launching, limits, ops, replays
 from adasplash_kernels.recording import Make
 from adasplash_kernels.replays import Tape, replayed
 from adasplash_kernels.thresholds import THRESHOLDS, register
@@ -119,7 +119,7 @@ def test_another_kind_of_call_has_another_record(device, records, monkeypatch, c
         elif change == "option":
             options = {"causal": True}
         else:
-            monkeypatch.setattr(launch, "DENSEST", 0.0)
+            monkeypatch.setattr(limits, "DENSEST", 0.0)
         expected = as_written("adasplash", q, k, v, options)
         for _ in range(3):
             assert all(map(torch.equal, run("adasplash", q, k, v, options), expected))

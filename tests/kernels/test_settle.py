@@ -12,15 +12,16 @@ import pytest
 import torch
 import triton.language as tl
 from calls import bind, plain, random_qkv, stretch
-from column_cases import Setting, columns, setting
+from column_cases import Setting, columns, on_gpu, setting
 from hard_rows import exact_theta
 from maximum import maximum_drops_nan  # noqa: F401
 from oracle import check_against_oracle
 from torch import Tensor
 
 from adasplash_kernels import forward as forward_module
-from adasplash_kernels import launch
-from adasplash_kernels.launch import Problem, column_lists
+from adasplash_kernels import launch, limits
+from adasplash_kernels.launch import column_lists
+from adasplash_kernels.problem import Problem
 from adasplash_kernels.thresholds import THRESHOLDS, group_maxima
 from adasplash_kernels.thresholds.settle import Settle
 from adasplash_kernels.tile_sizes import INTERPRETED
@@ -108,7 +109,14 @@ def test_one_pass_leaves_what_the_formulas_say(device, case, short):
 @by_dtype
 @pytest.mark.parametrize(
     ("case", "iterations"),
-    [("causal", None), ("causal, more queries", 0), ("padded", None), ("padded", 1), ("packed", 0), ("ALiBi", None)],
+    [
+        ("causal", None),
+        ("causal, more queries", 0),
+        ("padded", None),
+        ("packed", 0),
+        on_gpu("padded", 1),
+        on_gpu("ALiBi", None),
+    ],
 )
 def test_settled_is_as_good_as_solved(device, monkeypatch, case, iterations, dtype):
     """However early the solve stopped: theta, O and O2. Not so after one pass from the bound."""
@@ -230,11 +238,11 @@ def test_nan_takes_no_passes_of_its_own(device, visits):
 
 
 @by_dtype
-@pytest.mark.parametrize("iterations", [None, 0])
+@pytest.mark.parametrize("iterations", [0, on_gpu(None)])
 def test_a_crowd_inside_the_edge(device, monkeypatch, iterations, dtype):
     """Newton's steps shrink by half as long as keys tied at the edge of the support are above it: a small step says
     nothing there, and O2 and gradients, where each of them counts, would show it."""
-    monkeypatch.setattr(launch, "DENSEST", 2.0)
+    monkeypatch.setattr(limits, "DENSEST", 2.0)
     n_k = 600 * stretch(device)
     inside = torch.logspace(-4, -0.7, 16).to(dtype)
     q, k = torch.zeros(1, 1, 16, 16), torch.zeros(1, 1, n_k, 16)

@@ -13,8 +13,8 @@ import triton.language as tl
 from torch import Tensor
 
 from adasplash_kernels.inputs import UNLIMITED, open_sizes
-from adasplash_kernels.launch import Problem
 from adasplash_kernels.masks import AttentionMask
+from adasplash_kernels.problem import Problem
 from adasplash_kernels.spans import inner_range, key_span, packed_spans, query_span, tile_range
 from adasplash_kernels.tile_sizes import Tiles
 

@@ -12,8 +12,9 @@ from column_cases import ANY, CASES, Setting, names, setting
 from hard_rows import computed
 from torch import Tensor
 
-from adasplash_kernels import launch
-from adasplash_kernels.launch import Problem
+from adasplash_kernels import launch, limits
+from adasplash_kernels import problem as problems
+from adasplash_kernels.problem import Problem
 from adasplash_kernels.tile_sizes import ColumnTiles, Tiles, choose_column_tiles
 from adasplash_kernels.worklists.walk import HEADER
 
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("garbage")
 def visited(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Tensor | None]]:
     """Overhear the bound of each launch, and the rows of tiles to visit that it leaves."""
     found, bound = [], launch._bound
-    monkeypatch.setattr(launch, "DENSEST", ANY)
+    monkeypatch.setattr(limits, "DENSEST", ANY)
 
     def spy(problem: Problem, tiles: Tiles, floor: Tensor, visits: Tensor | None = None, *chunk: int) -> None:
         bound(problem, tiles, floor, visits, *chunk)
@@ -40,9 +41,9 @@ def half_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def halved(head_dim: int, dtype: torch.dtype) -> ColumnTiles:
         tiles = choose_column_tiles(head_dim, dtype)
-        return replace(tiles, emit=Tiles(16, 32, 1)) if launch.INTERPRETED else tiles
+        return replace(tiles, emit=Tiles(16, 32, 1)) if limits.INTERPRETED else tiles
 
-    monkeypatch.setattr(launch, "choose_column_tiles", halved)
+    monkeypatch.setattr(problems, "choose_column_tiles", halved)
 
 
 def listed(visits: Tensor) -> list[list[list[int] | None]]:
@@ -61,7 +62,7 @@ def check_same_lists(problem: Problem, monkeypatch: pytest.MonkeyPatch, visited:
     visited.clear()
     lists = lists_of(problem)
     with monkeypatch.context() as context:
-        context.setattr(launch, "LIST_TILES", False)
+        context.setattr(limits, "LIST_TILES", False)
         assert torch.equal(lists, lists_of(problem))
     (floor, visits), (expected, nothing) = visited
     assert nothing is None
@@ -165,7 +166,7 @@ def test_how_many_are_nearly_all(device, monkeypatch, visited, missing, left):
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
 def test_blocks_with_nan_visit_all_tiles(device, monkeypatch, visited, dtype, place):
     """And list all keys; others are as ever."""
-    rows, keys = launch.choose_column_tiles(16, dtype).emit.block_m, block_tiles(device, dtype)[1]
+    rows, keys = problems.choose_column_tiles(16, dtype).emit.block_m, block_tiles(device, dtype)[1]
     q, k, v = random_qkv(device, 4 * rows, 5 * keys, heads=2, kv_heads=2, dtype=dtype, spread=5.0)
     if place == "key":
         k[0, 0, 2 * keys + 3, 2] = math.nan
@@ -190,7 +191,7 @@ def test_heads_in_chunks_have_visits_of_their_own(device, monkeypatch, visited):
     q, k = at.problem.q, at.problem.k.repeat(2, 1, 1, 1)
     problem = replace(at.problem, q=torch.cat((q, 0.5 * q)), k=k, v=k)
     whole = lists_of(problem)
-    monkeypatch.setattr(launch, "WORKSPACE", 1)
+    monkeypatch.setattr(limits, "WORKSPACE", 1)
     assert torch.equal(lists_of(problem), whole)
     (_, visits), *chunks = visited
     assert len(visits) == 4 and [len(x) for _, x in chunks] == [2, 2]

@@ -70,6 +70,8 @@ def test_claims_load(write_config):
         Claim("twice as good", "ratio", "val_loss", "a", 2.0, over="b_1.5", where={"n": 8}),)
     path = write_config(change=claim(kind="crossing", over="", along="n"))
     assert load_experiment(path, path.parents[1]).claims[0].along == "n"
+    path = write_config(change=claim(kind="most", over="", paper=None, target=0))
+    assert load_experiment(path, path.parents[1]).claims[0].target == 0
     path = write_config()
     assert load_experiment(path, path.parents[1]).claims == ()
 
@@ -77,6 +79,8 @@ def test_claims_load(write_config):
 MISTAKES = [
     (put("titel", "x"), r"titel: unknown key, allowed are experiment, paper, "),
     (drop("title"), r"title: missing, expected a string"),
+    (drop("systems"), r"systems: missing, expected a mapping"),
+    (drop("render"), r"render: missing, expected a mapping"),
     (drop("reported"), r"reported: missing, expected a mapping with the keys source, columns, rows or null"),
     (put("title", 3), r"title: got 3 \(int\), allowed is a string"),
     (put("title", None), r"title: got nothing, allowed is a string"),
@@ -115,9 +119,18 @@ MISTAKES = [
     (claim(kind="sum"), r"claims\[0\].kind: got 'sum', allowed are ratio, crossing"),
     (claim(paper="7"), r"claims\[0\].paper: got '7' \(str\), allowed is a number"),
     (claim(paper=0), r"claims\[0\].paper: got 0, allowed is a number above 0"),
+    (claim(paper=None), r"claims\[0\].paper: missing, expected a number \(or target, "),
+    (claim(target=2), r"claims\[0\].target: got 2 beside paper, allowed is one of the two"),
+    (claim(paper=None, target=0), r"claims\[0\].target: got 0, allowed is a number above 0 \(with kind most, 0 too\)"),
+    (claim(kind="crossing", along="n", paper=None, target=2),
+     r"claims\[0\].target: got 2, which goes with kinds ratio, exponent, most"),
+    (claim(kind="most", over=""), r"claims\[0\].paper: got 2, which goes with kinds ratio and crossing; give target"),
+    (claim(kind="most"), r"claims\[0\].over: got 'b_1.5', which goes with kinds ratio and crossing"),
+    (claim(kind="exponent", over="", paper=None, target=2),
+     r"claims\[0\].along: missing, the exponent is along a parameter or metric"),
     (claim(over=""), r"claims\[0\].over: missing, a ratio is of one system over another"),
-    (claim(along="n"), r"claims\[0\].along: got 'n', which goes with kind crossing"),
-    (claim(kind="crossing"), r"claims\[0\].along: missing, a crossing lies along a parameter or metric"),
+    (claim(along="n"), r"claims\[0\].along: got 'n', which goes with kinds crossing and exponent"),
+    (claim(kind="crossing"), r"claims\[0\].along: missing, the crossing is along a parameter or metric"),
     (claim(kind="crossing", along="m"), r"claims\[0\].along: got 'm', allowed is what render names: n, val_loss"),
     (claim(metric="loss"), r"claims\[0\].metric: got 'loss', allowed is what render names: val_loss"),
     (claim(of="c"), r"claims\[0\].of: system 'c' is not among systems: a, b_1.5"),
@@ -304,6 +317,24 @@ def test_settings_of_a_base_are_inherited_and_overridden(base, write_config):
     path = derived(write_config, common={"train": {"lr": 2}}, scales={"paper": {"train": {"steps": 9}}})
     assert settings_of(path, "smoke") == Schema(Train(6, 2.0), "base")
     assert settings_of(path, "paper") == Schema(Train(9, 2.0), "paper base")
+
+
+def test_systems_and_rendering_of_a_base_are_inherited_where_they_are_not_given(base, write_config):
+    def bare(config):
+        config["base"] = "adasplash/base"
+        del config["systems"], config["render"]
+
+    path = write_config("adasplash/derived", bare)
+    whole, derived = (load_experiment(x, x.parents[1]) for x in (base, path))
+    assert (derived.systems, derived.render) == (whole.systems, whole.render)
+
+    def with_another(config):
+        bare(config)
+        claim(of="c")(config | {"render": {"table": {}}})
+        config["claims"] = [{"text": "", "kind": "ratio", "metric": "val_loss", "of": "c", "over": "a", "paper": 2}]
+
+    path = write_config("adasplash/derived", with_another)
+    assert message_of(path) == f"{path}: claims[0].of: system 'c' is not among systems: a, b_1.5"
 
 
 def test_what_a_config_says_goes_over_all_of_its_base(base, write_config):

@@ -1,6 +1,6 @@
 """How the threshold of each query is found: one module a method, and the table that names them.
 
-A new method is one function: it takes a ``launch.Problem`` and returns theta (B, H, N_q) float32, computed in any way.
+A new method is one function: it takes a ``Problem`` and returns theta (B, H, N_q) float32, computed in any way.
 Registered under a name, it is a ``method`` of ``entmax_attention``:
 
     @register("mine")
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from ..launch import Problem
+    from ..problem import Problem
 
 
 @dataclass(frozen=True)

@@ -163,13 +163,13 @@ def test_columns_by_hand(problem):
 @interpreted
 def test_heads_in_chunks(problem, monkeypatch):
     """Lists of columns are made for a few heads at a time; which ones, each launch says."""
-    from adasplash_kernels import launch
+    from adasplash_kernels import limits
 
     torch.manual_seed(0)
     q, k = (x * torch.randn(1, 2, 32, 16) for x in (torch.tensor([8.0, 1.0])[None, :, None, None], 1.0))
     once, chunked = [], []
-    for found, workspace in ((once, launch.WORKSPACE), (chunked, 1)):
-        monkeypatch.setattr(launch, "WORKSPACE", workspace)
+    for found, workspace in ((once, limits.WORKSPACE), (chunked, 1)):
+        monkeypatch.setattr(limits, "WORKSPACE", workspace)
         tallies = counted("columns", problem(h=2, h_kv=2, n=32, d=16), tensors(q, k))
         found += [tallies[which].by_part(operand) for which in PASSES for operand in OPERANDS]
     assert once == chunked

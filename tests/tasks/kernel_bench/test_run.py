@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,9 @@ import torch
 import tasks.kernel_bench.run as program
 from tasks.__main__ import main
 from tasks.config import CONFIGS, Experiment, load_experiment
+from tasks.kernel_bench import score_passes
 from tasks.kernel_bench.run import PROGRAMS
+from tasks.kernel_bench.systems import ENTMAX, SYSTEMS, System
 from tasks.kernel_bench.timing import PIECES
 from tasks.programs import Context
 from tasks.records import read_records, records_path
@@ -22,7 +26,7 @@ from tasks.render.metrics import load_metrics
 from tasks.runner import DONE, SKIPPED, Options, run_experiment
 
 SPARSITIES = ("block_sparsity", "block_sparsity_16", "block_sparsity_64", "block_sparsity_128")
-METRICS = (*PIECES, "speedup", "peak_mib", "first_call_s", "rel_err", *SPARSITIES)
+METRICS = (*PIECES, "speedup", "score_passes", "peak_mib", "first_call_s", "rel_err", *SPARSITIES)
 ON_GPU = torch.cuda.is_available()
 
 
@@ -63,11 +67,15 @@ def test_the_smoke_run(tmp_path, capsys):
     experiment = load_experiment(config)
     found = read_records(records_path(tmp_path, experiment.id, "smoke"))
     assert {(r.system, r.params["n"], r.metric) for r in found} == {
-        ("adasplash", n, m) for n in (32, 64) for m in METRICS if m != "block_sparsity_64"}  # fmt: skip
+        ("adasplash", n, m)
+        for n in (32, 64) for m in (*METRICS, "differing_runs") if m != "block_sparsity_64"}  # fmt: skip
+    on_gpu_alone = ("peak_mib", "score_passes")
     for record in found:
         assert {"b", "h", "h_kv", "n", "d", "dtype", "causal", "alpha", "data", "query_scale"} <= set(record.params)
         assert (record.unit or None) == load_metrics()[record.metric].unit
-        assert record.status == ("not_applicable" if record.metric == "peak_mib" and not ON_GPU else "ok")
+        assert record.status == ("not_applicable" if record.metric in on_gpu_alone and not ON_GPU else "ok")
+        if record.metric == "differing_runs":
+            assert (record.value, record.params["runs"]) == (0, 1)
         if record.metric in PIECES:
             assert record.value > 0 and set(record.stats) == {"n", "min", "q1", "q3", "max", "std"}
             assert record.params["statistic"] == "median"
@@ -117,7 +125,7 @@ def test_query_scales_are_cases_of_their_own(make, options):
 )
 def test_a_system_that_does_not_run_stops_no_other(system, status, reason, measure, capsys):
     found = measure(system, "sort_torch", relative_to=system)
-    for metric in (*PIECES, "speedup", "peak_mib", "first_call_s", "rel_err"):
+    for metric in (*PIECES, "speedup", "score_passes", "peak_mib", "first_call_s", "rel_err"):
         record = found[system, metric]
         assert (record.value, record.status, record.params["reason"]) == (None, status, reason)
     assert found["sort_torch", "fwd_ms"].status == "ok"
@@ -150,6 +158,57 @@ def test_a_system_that_runs_out_of_memory_while_timed(measure, capsys):
     assert found["late", "rel_err"].status == found["late", "first_call_s"].status == "ok"
     assert found["sort_torch", "fwd_ms"].stats["n"] == 4
     assert "late, n = 8: no speed recorded: out of memory" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("drift", [False, True])
+def test_runs_that_differ_are_counted(measure, monkeypatch, drift):
+    """Five of them; one whose output changes by a bit from call to call differs each time."""
+    calls = itertools.count()
+
+    def build(problem):
+        attention = SYSTEMS["sort_torch"].build(problem)
+        return lambda q, k, v: attention(q, k, v) + (next(calls) * 1e-4 if drift else 0)
+
+    monkeypatch.setitem(SYSTEMS, "right", System(ENTMAX, build))
+    found = measure("right", determinism={"runs": 5, "longest": 8})["right", "differing_runs"]
+    assert (found.value, found.unit, found.status, found.params["runs"]) == (5 * drift, "runs", "ok", 5)
+
+
+def test_repeated_only_up_to_a_length_and_where_it_runs(measure):
+    found = measure("right", "late", "broken", determinism={"runs": 5, "longest": 7})
+    why = {name: (r.status, r.params["reason"]) for (name, metric), r in found.items() if metric == "differing_runs"}
+    assert why == dict.fromkeys(("right", "late", "broken"), ("not_applicable", "asked for up to 7 tokens"))
+    found = measure("right", "broken", determinism={"runs": 5, "longest": 8})
+    assert found["right", "differing_runs"].value == 0
+    assert found["broken", "differing_runs"].status == "failed"
+
+
+def test_a_system_that_runs_out_of_memory_while_repeated(measure, monkeypatch):
+    """Its times stay."""
+    late = SYSTEMS["late"].build
+    monkeypatch.setitem(SYSTEMS, "late", System(ENTMAX, lambda problem: late(problem, calls=5)))
+    found = measure("late", determinism={"runs": 5, "longest": 8}, timing={"warmup": 0, "repeats": 1})
+    assert found["late", "differing_runs"].status == "oom" and found["late", "fwd_ms"].status == "ok"
+
+
+def test_score_passes(problem, monkeypatch):
+    """At 2e12 operations a second: 64 of d = 16, all pairs or half of them."""
+    dense = problem("cuda", dtype=torch.bfloat16, causal=False, b=3)
+    assert score_passes.one_pass_ms(dense, 2e12) == pytest.approx(1e3 * 3 * 2 * 64 * 64 * 16 / 1e12)
+    causal = replace(dense, causal=True)
+    assert score_passes.one_pass_ms(causal, 2e12) == pytest.approx(1e3 * 3 * 2 * (64 * 65 / 2) * 16 / 1e12)
+    assert score_passes.obstacle(dense) is None
+    assert score_passes.obstacle(replace(dense, dtype=torch.float32)) == "the rate is that of 16-bit matrix products"
+    assert score_passes.obstacle(replace(dense, device=torch.device("cpu"))).endswith("on a GPU only")
+
+
+def test_score_passes_are_times_over_one_pass(measure, monkeypatch):
+    monkeypatch.setattr(score_passes, "obstacle", lambda problem: None)
+    monkeypatch.setattr(score_passes, "rate", lambda device: 3e12)
+    found = measure("right", inputs={"n": [8], "causal": False})
+    passes, one = found["right", "score_passes"], 1e3 * 2 * 8 * 8 * 2 * 4 / 3e12
+    assert passes.value == pytest.approx(found["right", "fwd_ms"].value / one)
+    assert passes.stats == {"one_pass_ms": pytest.approx(one), "matmul_tflops": 3.0}
 
 
 def test_softmax_has_no_sparsity(measure):

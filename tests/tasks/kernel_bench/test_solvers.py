@@ -21,7 +21,7 @@ def rows_of(count, n, scale=1.0, seed=0):
 def by_kernel(method, scores, alpha, updates):
     """Theta of rows of scores after so many updates, by the kernels of adasplash_kernels."""
     from adasplash_kernels.dispatch import kernel_alpha
-    from adasplash_kernels.launch import Problem
+    from adasplash_kernels.problem import Problem
     from adasplash_kernels.thresholds import THRESHOLDS
     from adasplash_kernels.tile_sizes import choose_row_tiles
 
@@ -54,7 +54,7 @@ def test_the_same_theta_as_the_kernel_after_every_update(method, scale, alpha, d
 
 def test_columns_as_in_attention(device):
     """Small causal attention: bound, list and solve of the kernels against the translation on its scores."""
-    from adasplash_kernels.launch import Problem
+    from adasplash_kernels.problem import Problem
     from adasplash_kernels.thresholds import THRESHOLDS
     from adasplash_kernels.tile_sizes import INTERPRETED, choose_column_tiles
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from adasplash_kernels.integrations.transformers import observed
+from tasks import matmul_rate
 from tasks.config import CONFIGS, from_plain, load_experiment
 from tasks.errors import ConfigError
 from tasks.language_modeling import step_cost
@@ -34,7 +35,7 @@ def cost_settings(plain):
 
 @pytest.fixture(autouse=True)
 def small_product(monkeypatch):
-    monkeypatch.setitem(step_cost._MATMUL, "cpu", (16, 2))
+    monkeypatch.setitem(matmul_rate._SIZES, "cpu", (16, 2))
 
 
 @pytest.fixture

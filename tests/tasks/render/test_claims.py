@@ -6,6 +6,7 @@ from tasks.claim import Claim
 from tasks.config import TableSpec
 from tasks.render.claims import verdicts
 
+TARGET = Claim("three times as fast", "ratio", "fwd_ms", "softmax", over="entmax", target=3)
 TABLE = TableSpec(("system",), ("metric", "n"), ("fwd_ms", "accuracy"))
 RATIO = Claim("five times as fast", "ratio", "fwd_ms", "softmax", 5, over="entmax")
 CROSSING = Claim("faster above 60 %", "crossing", "fwd_ms", "softmax", 60, over="entmax", along="accuracy")
@@ -123,3 +124,48 @@ def test_a_crossing_of_one_metric_along_a_parameter(judge, make_record):
     records += [make_record("entmax", 0.1, metric="fwd_ms", unit="ms", n=99.0)]
     assert judge(claim, records) == (
         "reproduced: at least 1 from 97.5 n on, less at 90 (lab scale; the paper: 95)")
+
+
+@pytest.mark.parametrize(("softmax", "expected"), [(6.0, "met: 3 times"), (5.9, "not met: 2.95 times")])
+def test_a_target_is_met_or_not(judge, times, softmax, expected):
+    assert judge(TARGET, times(softmax, 2.0)) == f"{expected} (lab scale; the target: 3 times)"
+    assert judge(TARGET, []) == "not run: no records of lab or paper scale (the target: 3 times)"
+
+
+@pytest.mark.parametrize(("power", "expected"), [(1.5, "met"), (2.0, "met"), (2.5, "not met")])
+def test_an_exponent_is_fitted(judge, make_record, power, expected):
+    claim = Claim("at most the square", "exponent", "fwd_ms", "entmax", along="n", target=2.000001)
+    records = [make_record("entmax", 3 * n**power, metric="fwd_ms", unit="ms", n=n) for n in (8, 16, 64)]
+    records += [make_record("entmax", None, metric="fwd_ms", status="oom", n=128)]
+    assert judge(claim, records) == (
+        f"{expected}: grows as n to the power of {power:.2f}, from 8 to 64; 1 point without a value "
+        "(lab scale; the target: 2)")
+    assert judge(claim, records[:1]).startswith("not run: fewer than two points have a value")
+
+
+def test_the_exponent_is_that_of_the_closest_power(judge, make_record):
+    """By least squares of logarithms, against numpy."""
+    import numpy
+
+    values = {8: 3.0, 16: 9.0, 64: 40.0, 512: 100.0}
+    records = [make_record("entmax", value, metric="fwd_ms", unit="ms", n=n) for n, value in values.items()]
+    slope = numpy.polyfit(*(numpy.log([*x]) for x in (values.keys(), values.values())), 1)[0]
+    claim = Claim("grows little", "exponent", "fwd_ms", "entmax", along="n", target=9)
+    assert f"to the power of {slope:.2f}," in judge(claim, records)
+
+
+@pytest.mark.parametrize(("target", "outcome"), [(5, "met"), (4.9, "not met")])
+def test_the_most(judge, make_record, target, outcome):
+    claim = Claim("no more", "most", "fwd_ms", "entmax", target=target)
+    records = [make_record("entmax", value, metric="fwd_ms", unit="ms", n=n) for n, value in ((8, 5.0), (16, 4.0))]
+    records += [make_record("softmax", 9.0, metric="fwd_ms", unit="ms", n=8),
+                make_record("entmax", None, metric="fwd_ms", status="oom", n=32)]
+    assert judge(claim, records) == (
+        f"{outcome}: at most 5 ms at n 8; 1 point without a value (lab scale; the target: {target} ms)")
+    assert judge(claim, records[-1:]) == f"not run: no setting has a value (lab scale; the target: {target} ms)"
+
+
+def test_nothing_is_a_most_too(judge, make_record):
+    claim = Claim("none", "most", "fwd_ms", "entmax", target=0)
+    found = judge(claim, [make_record("entmax", 0.0, metric="fwd_ms", unit="ms", n=8)])
+    assert found == "met: at most 0 ms anywhere (lab scale; the target: 0 ms)"

@@ -83,6 +83,22 @@ def test_the_index_holds_each_verdict_twice_and_how_the_numbers_compare(make_exp
     assert "measured over reported: Validation loss 0.86 (1 of 1 reported cells)." in chapters
 
 
+def test_targets_have_a_table_of_their_own(make_experiment, make_record, results, store):
+    claims = (Claim("Half the loss.", "ratio", "val_loss", "softmax", 2, over="entmax"),
+              Claim("A third of it.", "ratio", "val_loss", "softmax", over="entmax", target=3))
+    measured = make_experiment(rows=ROWS, claims=claims)
+    store(measured, [make_record("softmax", 4.0, n=8), make_record("entmax", 2.0, n=8)])
+    render_all([measured], results, lambda e: True)
+    head = index(results).split("## AdaSplash\n")[0]
+    of_claims, of_targets = (head.split(f"## {x}\n")[1] for x in ("Claims", "Targets"))
+    target = "| A third of it. | **not met**: 2 times (lab scale; the target: 3 times) |"
+    assert "Half the loss." in of_claims and target not in of_claims.split("## Targets")[0] and target in of_targets
+    assert "Half the loss." not in of_targets
+    chapter = index(results).split("## AdaSplash\n")[1]
+    assert "- Half the loss. **reproduced**" in chapter and "A third of it." not in chapter
+    assert "[Targets](#targets)" in chapter
+
+
 def test_without_claims_there_is_no_table_of_them(three, results):
     render_all(three, results, lambda e: True)
     assert "Claims" not in index(results)

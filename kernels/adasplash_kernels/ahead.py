@@ -1,0 +1,48 @@
+"""Compiling all kernels of a call side by side, before the first of them is launched.
+
+Triton compiles a kernel at its first launch, one after the other, each for about a second. Much of that is not Python
+and runs beside the same of others. So before a call of a new kind runs, it is gone through once with launches that
+only compile; what a tensor holds decides nothing in it, and what it returns is dropped.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton.runtime._async_compile import active_mode
+
+from .launching import only_compiling
+
+MOST_THREADS = 16
+_seen: set[tuple] = set()
+
+
+def compile_together(function: Callable[..., Any], arguments: tuple) -> None:
+    """Compile what ``function(*arguments)`` is going to launch, unless a call much like it was seen before.
+
+    Calls that are alike in dtypes, head dim and options have the same kernels, but for a few that depend on lengths;
+    those compile when they are launched. So does all else that this leaves out: a kernel that does not compile raises
+    there, and while a CUDA graph is captured nothing is gone through twice.
+
+    Args:
+        arguments: tensors, None and hashable values; of the numbers among them only types count.
+    """
+    kind = function, torch.cuda.current_device(), tuple(map(_alike, arguments))
+    if kind in _seen or active_mode.get() is not None or torch.cuda.is_current_stream_capturing():
+        return
+    _seen.add(kind)
+    threads = min(MOST_THREADS, os.cpu_count() or 1)
+    with ThreadPoolExecutor(threads) as pool, triton.AsyncCompileMode(pool, ignore_errors=True), only_compiling():
+        function(*arguments)
+
+
+def _alike(x: Any) -> Any:
+    if isinstance(x, Tensor):
+        return x.dtype, x.shape[-1:], x.data_ptr() & 15
+    return type(x) if type(x) in (int, float) else x
