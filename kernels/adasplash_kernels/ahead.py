@@ -7,8 +7,9 @@ only compile; what a tensor holds decides nothing in it, and what it returns is 
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -21,6 +22,18 @@ from .launching import only_compiling
 
 MOST_THREADS = 16
 _seen: set[tuple] = set()
+_watchers = 0
+
+
+@contextlib.contextmanager
+def nothing_ahead() -> Iterator[None]:
+    """Compile kernels when they are launched, in all threads: whoever watches a call from outside sees it once."""
+    global _watchers
+    _watchers += 1
+    try:
+        yield
+    finally:
+        _watchers -= 1
 
 
 def compile_together(function: Callable[..., Any], arguments: tuple) -> None:
@@ -33,6 +46,8 @@ def compile_together(function: Callable[..., Any], arguments: tuple) -> None:
     Args:
         arguments: tensors, None and hashable values; of the numbers among them only types count.
     """
+    if _watchers:
+        return
     kind = function, torch.cuda.current_device(), tuple(map(_alike, arguments))
     if kind in _seen or active_mode.get() is not None or torch.cuda.is_current_stream_capturing():
         return

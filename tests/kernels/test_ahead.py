@@ -11,13 +11,14 @@ import triton.language as tl
 from triton.runtime import jit
 
 from adasplash_kernels import ahead
-from adasplash_kernels.ahead import compile_together
+from adasplash_kernels.ahead import compile_together, nothing_ahead
 from adasplash_kernels.launching import launched_by_key
 from adasplash_kernels.replays import replayed
 
 
 @pytest.fixture(autouse=True)
-def unseen(monkeypatch):
+def compiled_ahead(monkeypatch):
+    """Undo what conftest.py does, and forget earlier tests."""
     monkeypatch.setattr(ahead, "_seen", set())
 
 
@@ -57,6 +58,8 @@ def test_not_while_a_graph_is_captured_nor_within_another_compilation(state):
     compile_together(seen.append, (1,))
     state.capturing = False
     with triton.AsyncCompileMode(SimpleNamespace(submit=None)):
+        compile_together(seen.append, (1,))
+    with nothing_ahead(), nothing_ahead():
         compile_together(seen.append, (1,))
     assert not seen
     compile_together(seen.append, (1,))
