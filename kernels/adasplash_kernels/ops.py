@@ -47,7 +47,21 @@ def forward(
     return out.sum(0).to(q.dtype) if out.ndim > q.ndim else out, out2, theta, lists
 
 
-@replayed(limits.settings)
+def _both_ways(
+    q, k, v, alpha, alibi_slopes, key_starts, key_lengths, cu_seqlens_q, cu_seqlens_k, alpha_kind, scale, left, right,
+    method, need_backward,
+):  # fmt: skip
+    """Compute attention and gradients, so that the kernels of both are compiled together."""
+    problem = (q, k, v, alpha, alibi_slopes, key_starts, key_lengths, cu_seqlens_q, cu_seqlens_k)
+    out, out2, theta, lists = _attend.__wrapped__(*problem, alpha_kind, scale, left, right, method, need_backward)
+    if need_backward:
+        need_alpha = alpha is not None and alpha.requires_grad
+        _gradients.__wrapped__(
+            *problem, theta, out2, lists, out, alpha_kind, scale, left, right, method, need_alpha
+        )  # fmt: skip
+
+
+@replayed(limits.settings, ahead=_both_ways)
 def _attend(
     q, k, v, alpha, alibi_slopes, key_starts, key_lengths, cu_seqlens_q, cu_seqlens_k, alpha_kind, scale, left, right,
     method, need_backward,

@@ -180,7 +180,7 @@ def _tensor(place: Place, tensors: Tensors) -> Tensor:
     return x.set_(whole.untyped_storage(), start // x.itemsize, place.shape, place.strides)
 
 
-def replayed(settings: Callable[[], tuple]) -> Callable:
+def replayed(settings: Callable[[], tuple], ahead: Callable[..., None] | None = None) -> Callable:
     """Play calls of a function from a record where there is one.
 
     The function takes tensors, the first argument among them, None and hashable values by place, returns a tuple of
@@ -188,6 +188,8 @@ def replayed(settings: Callable[[], tuple]) -> Callable:
 
     Args:
         settings: returns what, besides arguments, decides what the function does.
+        ahead: takes the same arguments and launches what is to be compiled before the first call of a kind; by default
+            the function itself.
     """
 
     def decorate(function: Callable) -> Callable:
@@ -213,7 +215,7 @@ def replayed(settings: Callable[[], tuple]) -> Callable:
                     records.clear()
                 records[key] = None
                 if device.type == "cuda":
-                    compile_together(function, arguments)
+                    compile_together(ahead or function, arguments)
             return function(*arguments)
 
         call.records = records

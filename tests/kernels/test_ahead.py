@@ -8,11 +8,12 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from calls import bind, random_qkv
 from triton.runtime import jit
 
-from adasplash_kernels import ahead
+from adasplash_kernels import ahead, launch, ops
 from adasplash_kernels.ahead import compile_together, nothing_ahead
-from adasplash_kernels.launching import launched_by_key
+from adasplash_kernels.launching import LaunchedByKey, launched_by_key
 from adasplash_kernels.replays import replayed
 
 
@@ -127,3 +128,29 @@ def test_a_first_call_compiles_then_computes(monkeypatch):
         x = torch.randn(n, device="cuda")
         assert torch.equal(double(x)[0], 2 * x)
     assert compiled == ["double_kernel", "double_kernel"]  # of two last dimensions
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("wanted", [False, True])
+def test_the_gradients_kernels_are_compiled_with_the_outputs(monkeypatch, wanted):
+    """Where there are to be gradients; then the backward pass finds them all."""
+    compiled = []
+    warmup = jit.JITFunction.warmup
+
+    def spy(self, *arguments, **options):
+        compiled.append(self.fn.__name__)
+        return warmup(self, *arguments, **options)
+
+    monkeypatch.setattr(jit.JITFunction, "warmup", spy)
+    for found in (ops._attend.records, ops._gradients.records):
+        found.clear()
+    q, k, v = (x.requires_grad_(wanted) for x in random_qkv("cuda", 300, head_dim=24, dtype=torch.float16))
+    for kernel in vars(launch).values():
+        if isinstance(kernel, LaunchedByKey):
+            monkeypatch.setattr(kernel, "_compiled", {})
+    out = bind("columns")(q, k, v)
+    assert ("grad_query_kernel" in compiled) == wanted and "output_kernel" in compiled
+    if wanted:
+        compiled.clear()
+        out.sum().backward()
+        assert not compiled
