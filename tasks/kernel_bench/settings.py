@@ -153,6 +153,16 @@ class Determinism:
 
 
 @dataclass(frozen=True)
+class Graphs:
+    """Calls of sequences up to ``longest`` are also timed as replays of a CUDA graph."""
+
+    longest: int
+
+    def __post_init__(self) -> None:
+        at_least(1, longest=self.longest)
+
+
+@dataclass(frozen=True)
 class SpeedSettings:
     """What ``program: attention_speed`` takes."""
 
@@ -162,6 +172,7 @@ class SpeedSettings:
     relative_to: str | None = None
     block_sparsity: BlockSparsity | None = None
     determinism: Determinism | None = None
+    graphs: Graphs | None = None
     solver: dict[str, Solver] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tasks.kernel_bench import score_passes
+from tasks.kernel_bench import graphs, score_passes
 from tasks.kernel_bench.compile_cache import state_at_start
-from tasks.kernel_bench.correctness import worst
+from tasks.kernel_bench.correctness import fault, relative_errors, worst
 from tasks.kernel_bench.exact import Exact, Extent
 from tasks.kernel_bench.inputs import Tensors, make_problem, make_tensors
 from tasks.kernel_bench.problem import Problem
@@ -54,7 +54,8 @@ class SideBySide:
         times = self._times.get(name) if trial.status == "ok" else None
         trial = self._trials[name]  # timing may have lost it
         return [*self._timed(name, trial, times), *self._speedup(name, trial), self._score_passes(name, trial, times),
-                *self._tried(name, trial), *self._repeated(name, trial), *self._sparsity_of(name)]  # fmt: skip
+                *self._replayed(name, trial), *self._tried(name, trial), *self._repeated(name, trial),
+                *self._sparsity_of(name)]  # fmt: skip
 
     def _trial(self, name: str) -> Trial:
         if name not in self._trials:
@@ -120,6 +121,53 @@ class SideBySide:
         one_pass = score_passes.one_pass_ms(self.problem, flops)
         stats = {"one_pass_ms": one_pass, "matmul_tflops": flops / 1e12}
         return Measurement(metric, self._value(times, "fwd_ms") / one_pass, unit, params, stats)
+
+    def _replayed(self, name: str, trial: Trial) -> list[Measurement]:
+        """Return the time of a call as a CUDA graph, if that is asked for."""
+        wanted = self.settings.graphs
+        if wanted is None:
+            return []
+        params, metric = self._params(name) | {"statistic": self.settings.timing.statistic}, "graph_ms"
+        asked = self.case.n <= wanted.longest
+        reason = self._no_graphs() if asked else f"asked for up to {wanted.longest} tokens"
+        if trial.status == "ok" and reason is not None:
+            return [Measurement(metric, None, "ms", params | {"reason": reason}, status="not_applicable")]
+        found = self._graph_times[name] if trial.status == "ok" else trial
+        if isinstance(found, Trial):
+            return [Measurement(metric, None, "ms", params | _why(found), status=found.status)]
+        return [Measurement(metric, self._value(found, PIECES[0]), "ms", params, found.stats(PIECES[0]))]
+
+    def _no_graphs(self) -> str | None:
+        return None if self.device.type == "cuda" else "a CUDA graph needs a GPU"
+
+    @cached_property
+    def _graph_times(self) -> dict[str, Times | Trial]:
+        """Capture all systems that have a time, then replay them in turn."""
+        found: dict[str, Times | Trial] = {}
+        captured = {}
+
+        def lose(name: str, error: Exception) -> None:
+            found[name] = failed_trial(error)
+            self.say(f"{name}, {self.case}: not replayed as a CUDA graph: {found[name].reason}")
+
+        for name, trial in self._trials.items():
+            if trial.attention is None:
+                continue
+            try:
+                captured[name] = graphs.checked(trial.attention, self.tensors, partial(self._fault, name))
+            except Exception as error:  # whatever a foreign kernel raises
+                lose(name, error)
+        once = graphs.run_replay
+        found |= interleave(captured, self.tensors, self.settings.timing, Clock(self.device), lose=lose, once=once)
+        captured.clear()
+        free_memory(self.device)
+        return found
+
+    def _fault(self, name: str, out: torch.Tensor, gradients: tuple[torch.Tensor, ...]) -> str | None:
+        """Say what is wrong with a system's output and gradients, or None."""
+        reference = self._exact.parts(SYSTEMS[name].alpha(self.problem.alpha))
+        errors = relative_errors(self._exact.pick(out, gradients), reference)
+        return fault(errors, all(bool(x.isfinite().all()) for x in (out, *gradients)), self.problem.dtype)
 
     def _repeated(self, name: str, trial: Trial) -> list[Measurement]:
         """Return how many runs differ from another, if that is asked for."""

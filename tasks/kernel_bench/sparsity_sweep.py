@@ -77,11 +77,16 @@ class SweepSettings:
 
     def __post_init__(self) -> None:
         SpeedSettings(self.measure, self.inputs.gaussian(), self.timing, self.relative_to, self.block_sparsity,
-                      self.determinism, self.solver)  # fmt: skip
+                      solver=self.solver)  # fmt: skip
 
     @property
     def determinism(self) -> None:
         """Not asked for: the levels are of one length, and kernels do not differ between them."""
+        return None
+
+    @property
+    def graphs(self) -> None:
+        """Not asked for either: that length is one at which the host keeps up."""
         return None
 
     @property

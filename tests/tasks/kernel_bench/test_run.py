@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,10 +16,10 @@ import torch
 import tasks.kernel_bench.run as program
 from tasks.__main__ import main
 from tasks.config import CONFIGS, Experiment, load_experiment
-from tasks.kernel_bench import score_passes
+from tasks.kernel_bench import score_passes, side_by_side
 from tasks.kernel_bench.run import PROGRAMS
 from tasks.kernel_bench.systems import ENTMAX, SYSTEMS, System
-from tasks.kernel_bench.timing import PIECES
+from tasks.kernel_bench.timing import PIECES, backward
 from tasks.programs import Context
 from tasks.records import read_records, records_path
 from tasks.render import render_experiment
@@ -68,8 +69,8 @@ def test_the_smoke_run(tmp_path, capsys):
     found = read_records(records_path(tmp_path, experiment.id, "smoke"))
     assert {(r.system, r.params["n"], r.metric) for r in found} == {
         ("adasplash", n, m)
-        for n in (32, 64) for m in (*METRICS, "differing_runs") if m != "block_sparsity_64"}  # fmt: skip
-    on_gpu_alone = ("peak_mib", "score_passes")
+        for n in (32, 64) for m in (*METRICS, "differing_runs", "graph_ms") if m != "block_sparsity_64"}  # fmt: skip
+    on_gpu_alone = ("peak_mib", "score_passes", "graph_ms")
     for record in found:
         assert {"b", "h", "h_kv", "n", "d", "dtype", "causal", "alpha", "data", "query_scale"} <= set(record.params)
         assert (record.unit or None) == load_metrics()[record.metric].unit
@@ -189,6 +190,78 @@ def test_a_system_that_runs_out_of_memory_while_repeated(measure, monkeypatch):
     monkeypatch.setitem(SYSTEMS, "late", System(ENTMAX, lambda problem: late(problem, calls=5)))
     found = measure("late", determinism={"runs": 5, "longest": 8}, timing={"warmup": 0, "repeats": 1})
     assert found["late", "differing_runs"].status == "oom" and found["late", "fwd_ms"].status == "ok"
+
+
+class Replay:
+    """In place of a CUDA graph: as many calls."""
+
+    def __init__(self, attention, tensors):
+        self.call = lambda: attention(*tensors.leaves)
+        self.out = self.call().detach()
+        self.gradients = backward(self.call(), tensors)
+
+    def replay(self):
+        self.call()
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch):
+    """Let replays be measured on the CPU; return whose are to be wrong, whose fail later, and what was replayed."""
+    seen = SimpleNamespace(wrong=(), breaks=False, replayed=0)
+
+    def checked(attention, tensors, fault):
+        graph = Replay(attention, tensors)
+        if seen.wrong:
+            graph.out = graph.out + 1
+        if reason := fault(graph.out, graph.gradients):
+            raise RuntimeError(reason)
+        return graph
+
+    def run_replay(graph, tensors, clock):
+        seen.replayed += 1
+        if seen.breaks:
+            raise RuntimeError("went wrong\nsecond line")
+        return [clock.mark(), clock.mark()]
+
+    monkeypatch.setattr(side_by_side.graphs, "checked", checked)
+    monkeypatch.setattr(side_by_side.graphs, "run_replay", run_replay)
+    monkeypatch.setattr(side_by_side.SideBySide, "_no_graphs", lambda self: None)
+    return seen
+
+
+def test_replays_are_timed(measure, as_on_a_gpu):
+    found = measure("right", "sort_torch", graphs={"longest": 8}, timing={"warmup": 1, "repeats": 3})
+    for name in ("right", "sort_torch"):
+        record = found[name, "graph_ms"]
+        assert record.status == "ok" and record.value >= 0 and record.unit == "ms" and record.stats["n"] == 3
+        assert record.params["statistic"] == "median"
+    assert as_on_a_gpu.replayed == 2 * 4
+
+
+@pytest.mark.parametrize(("how", "reason"), [("wrong", "wrong result: out is off by"),
+                                             ("breaks", "RuntimeError: went wrong second line")])  # fmt: skip
+def test_a_replay_that_fails_leaves_the_other_times(measure, as_on_a_gpu, capsys, how, reason):
+    setattr(as_on_a_gpu, how, True)
+    found = measure("right", "late", graphs={"longest": 8}, timing={"warmup": 0, "repeats": 1})
+    record = found["right", "graph_ms"]
+    assert record.status == "failed" and reason in record.params["reason"]
+    assert found["right", "fwd_ms"].status == "ok"
+    assert "right, n = 8: not replayed as a CUDA graph: " in capsys.readouterr().out
+    assert found["late", "graph_ms"].status in ("failed", "oom")
+
+
+def test_replays_up_to_a_length_and_on_a_gpu(measure, as_on_a_gpu):
+    record = measure("right", graphs={"longest": 7})["right", "graph_ms"]
+    assert (record.status, record.params["reason"]) == ("not_applicable", "asked for up to 7 tokens")
+    assert not as_on_a_gpu.replayed
+
+
+@pytest.mark.skipif(ON_GPU, reason="says what happens without a GPU")
+def test_no_replays_without_a_gpu(measure):
+    found = measure("right", "broken", graphs={"longest": 8})
+    record = found["right", "graph_ms"]
+    assert (record.status, record.params["reason"]) == ("not_applicable", "a CUDA graph needs a GPU")
+    assert found["broken", "graph_ms"].status == "failed"
 
 
 def test_score_passes(problem, monkeypatch):
