@@ -1,8 +1,8 @@
 """Compiling all kernels of a call side by side, before the first of them is launched.
 
 Triton compiles a kernel at its first launch, one after the other, each for about a second. Much of that is not Python
-and runs beside the same of others. So before a call of a new kind runs, it is gone through once with launches that
-only compile; what a tensor holds decides nothing in it, and what it returns is dropped.
+and can run beside the same of other kernels. So before a call of a new kind runs, it is gone through once with launches
+that only compile; what a tensor holds decides nothing in it, and what it returns is dropped.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from typing import Any
 import torch
 import triton
 from torch import Tensor
+from triton.compiler import CompiledKernel
+from triton.runtime import driver
 from triton.runtime._async_compile import active_mode
 
 from .launching import only_compiling
@@ -53,8 +55,17 @@ def compile_together(function: Callable[..., Any], arguments: tuple) -> None:
         return
     _seen.add(kind)
     threads = min(MOST_THREADS, os.cpu_count() or 1)
-    with ThreadPoolExecutor(threads) as pool, triton.AsyncCompileMode(pool, ignore_errors=True), only_compiling():
-        function(*arguments)
+    with ThreadPoolExecutor(threads) as pool:
+        with triton.AsyncCompileMode(pool, ignore_errors=True), only_compiling() as found:
+            function(*arguments)
+        kernels = [x.kernel if isinstance(x, triton.FutureKernel) else x for x in found]
+        list(pool.map(_make_launcher, {id(x): x for x in kernels if x is not None}.values()))
+
+
+def _make_launcher(kernel: CompiledKernel) -> None:
+    """Make what puts a kernel's arguments in order: up to Triton 3.6 a C program, which it keeps on disk."""
+    with contextlib.suppress(Exception):  # the launch will raise it
+        driver.active.launcher_cls(kernel.src, kernel.metadata)
 
 
 def _alike(x: Any) -> Any:

@@ -94,13 +94,17 @@ def listening(listener: Listener) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def only_compiling() -> Iterator[None]:
-    """Let launches of this thread compile their kernels, where that was not done, and launch nothing."""
-    _here.only_compiling = True
+def only_compiling() -> Iterator[list]:
+    """Let launches of this thread compile their kernels, where that was not done, and launch nothing.
+
+    Yields:
+        a list that gets what Triton returns for each kernel.
+    """
+    _here.compiling = found = []
     try:
-        yield
+        yield found
     finally:
-        _here.only_compiling = False
+        _here.compiling = None
 
 
 class LaunchedByKey:
@@ -123,8 +127,9 @@ class LaunchedByKey:
         def run(*arguments: Any, **options: Any) -> Any:
             key = None if self.interpreted else self._key(arguments, options)
             compiled = self._compiled.get(key)
-            if getattr(_here, "only_compiling", False):
-                return self._compile(key, compiled, grid, arguments, options)
+            found = getattr(_here, "compiling", None)
+            if found is not None:
+                return self._compile(found, key, compiled, grid, arguments, options)
             listener = getattr(_here, "listener", None)
             if listener is None:
                 return self._run(key, compiled, grid, arguments, options)
@@ -146,10 +151,16 @@ class LaunchedByKey:
         return compiled
 
     def _compile(
-        self, key: tuple | None, compiled: CompiledKernel | None, grid: tuple[int, ...], arguments: tuple, options: dict
+        self,
+        found: list,
+        key: tuple | None,
+        compiled: CompiledKernel | None,
+        grid: tuple[int, ...],
+        arguments: tuple,
+        options: dict,
     ) -> None:
         if key is not None and compiled is None:
-            self._kernel.warmup(*arguments, grid=grid, **options)
+            found.append(self._kernel.warmup(*arguments, grid=grid, **options))
 
     @property
     def hooks(self) -> list:

@@ -72,6 +72,7 @@ def test_kernels_are_compiled_in_threads_and_a_failure_is_left_to_the_launch(sta
     import threading
 
     together, mode = threading.Barrier(3, timeout=30), []
+    made = []
 
     def compile_one(name):
         together.wait()
@@ -82,11 +83,16 @@ def test_kernels_are_compiled_in_threads_and_a_failure_is_left_to_the_launch(sta
     def warmup(self, name, *, grid):
         current = ahead.active_mode.get()
         mode.append(current.submit(name, lambda: compile_one(name), lambda _: None))
+        return mode[-1]
+
+    def make_launcher(kernel):
+        made.append(kernel)
 
     kernels = [launched_by_key(jit.JITFunction(_nothing)) for _ in range(3)]
     monkeypatch.setattr(jit.JITFunction, "warmup", warmup)
     monkeypatch.setattr("adasplash_kernels.launching.LaunchedByKey._key", lambda self, arguments, options: arguments)
     monkeypatch.setattr(ahead.os, "cpu_count", lambda: 3)
+    monkeypatch.setattr(ahead, "_make_launcher", make_launcher)
 
     def call(*names):
         for kernel, name in zip(kernels, names, strict=True):
@@ -95,10 +101,23 @@ def test_kernels_are_compiled_in_threads_and_a_failure_is_left_to_the_launch(sta
     compile_together(call, ("one", "broken", "three"))
     assert [x.kernel for x in mode] == ["one", None, "three"]
     assert ahead.active_mode.get() is None
+    assert sorted(made) == ["one", "three"]
 
 
 def _nothing(x):
     pass
+
+
+def test_launchers_are_made_and_their_failure_too_is_left_to_the_launch(monkeypatch):
+    made = []
+
+    def launcher(source, metadata):
+        made.append((source, metadata))
+        raise RuntimeError("no compiler for C")
+
+    monkeypatch.setattr(ahead, "driver", SimpleNamespace(active=SimpleNamespace(launcher_cls=launcher)))
+    ahead._make_launcher(SimpleNamespace(src="a", metadata="b"))
+    assert made == [("a", "b")]
 
 
 @pytest.mark.gpu
