@@ -212,13 +212,15 @@ class Problem:
         return (self.key_blocks * (heads or self.heads) * self.k.shape[1] // self.q.shape[1],)
 
     def head_chunks(self, bytes_each: int, first: int = 0, heads: int | None = None) -> Iterator[tuple[int, int]]:
-        """Cut the heads, or some of them, into chunks, first and number, that take about ``limits.WORKSPACE`` bytes;
-        heads that share keys stay together."""
+        """Cut the heads, or some of them, into chunks, first and number, that take about ``limits.WORKSPACE`` bytes at
+        the most and are of one size, but for the last; heads that share keys stay together."""
         end = self.heads if heads is None else first + heads
         # little beside large inputs is still more
         space = limits.WORKSPACE * max(1, self.query_bytes(self.heads) >> 26)
-        count = max(1, space // max(1, bytes_each * self.groups)) * self.groups
-        return ((start, min(count, end - start)) for start in range(first, end, count))
+        groups = -(-(end - first) // self.groups)
+        chunks = -(-groups // max(1, space // max(1, bytes_each * self.groups)))
+        count = -(-groups // max(1, chunks)) * self.groups  # a launch of few heads ends with few programs at work
+        return ((start, min(count, end - start)) for start in range(first, end, max(1, count)))
 
     @property
     def options(self) -> dict[str, int]:

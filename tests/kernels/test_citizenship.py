@@ -13,6 +13,10 @@ from torch import Tensor
 from adasplash_kernels.ops import backward_op, forward_op
 
 every_method = pytest.mark.parametrize("method", KERNELS)
+# What is the same code for all: on a GPU with each of them, in the interpreter with the two whose lists differ most.
+one_of_each_kind = pytest.mark.parametrize(
+    "method", [m if m in ("adasplash2", "columns") else pytest.param(m, marks=pytest.mark.gpu) for m in KERNELS]
+)
 
 
 def options_of(case: str, device: str, n: int) -> dict[str, Any]:
@@ -73,7 +77,7 @@ def test_ops_keep_their_promises(device, method, case):
         )
 
 
-@every_method
+@one_of_each_kind
 def test_forward_op_without_gradients(device, method):
     for n_q, n_k in ((18, 12), (2, 40)):  # the second is computed as decoding is
         q, k, v = random_qkv(device, n_q, n_k, heads=2, kv_heads=1)
@@ -183,7 +187,7 @@ def test_deterministic_flags_change_nothing(device, method):
         torch.use_deterministic_algorithms(False)
 
 
-@every_method
+@one_of_each_kind
 def test_layouts_of_the_upstream_gradient(device, method):
     """``out.sum()`` sends back a gradient without memory of its own; a transposed use one with other strides."""
     q, k, v = random_qkv(device, 18 * stretch(device), heads=2)
@@ -197,7 +201,7 @@ def test_layouts_of_the_upstream_gradient(device, method):
         )
 
 
-@every_method
+@one_of_each_kind
 def test_strided_inputs_give_the_same_bits(device, method):
     n = 18 * stretch(device)
     packed = torch.randn(2, n, 3, 2, 24, generator=torch.Generator().manual_seed(1)).to(device)

@@ -135,7 +135,7 @@ def test_some_lists_overflow(device, monkeypatch, compactions, case, limit):
 
 
 def test_chunks_of_heads_change_nothing(device, monkeypatch, compactions):
-    """One group of heads a launch, three groups and the rest, or all at once: the same bits. A chunk ends in a batch.
+    """One group of heads a launch, two, or all at once: the same bits.
 
     Everything that goes by head or by sequence is there.
     """
@@ -154,11 +154,11 @@ def test_chunks_of_heads_change_nothing(device, monkeypatch, compactions):
         return [(x.first_head, x.lists.shape[0]) for x in compactions if x.keys is keys]
 
     expected = gradients(run, inputs, upstream)
-    whole, alone, uneven = [(0, 8)], [(0, 2), (2, 2), (4, 2), (6, 2)], [(0, 6), (6, 2)]
+    whole, alone, halves = [(0, 8)], [(0, 2), (2, 2), (4, 2), (6, 2)], [(0, 4), (4, 4)]
     assert chunks(False) == chunks(True) == whole
     of_keys, of_queries = (next(x for x in compactions if x.keys is keys) for keys in (False, True))
     each = [of_keys.bits[0].nbytes, of_queries.bits[0].nbytes + of_queries.lists[0].nbytes]
-    for space, by_keys, by_queries in ((6 * each[0], uneven, alone), (6 * each[1], whole, uneven)):
+    for space, by_keys, by_queries in ((6 * each[0], halves, alone), (6 * each[1], whole, halves)):
         compactions.clear()
         monkeypatch.setattr(limits, "WORKSPACE", space)
         assert all(map(torch.equal, gradients(run, inputs, upstream), expected))
@@ -388,7 +388,7 @@ def test_where_masks_go(monkeypatch, device, heads, kv_heads, batch, d, space):
 @pytest.mark.parametrize(("batch", "heads", "kv_heads"), [(1, 1, 1), (3, 4, 4), (2, 6, 2), (5, 4, 1)])
 @pytest.mark.parametrize("workspace", [0, 1, 999, 1000, 4000, 10**9])
 def test_head_chunks(monkeypatch, batch, heads, kv_heads, workspace):
-    """Every head once, in order; whole groups, as many as fit and at the least one."""
+    """Every head once, in order; whole groups, in as few chunks as fit, which differ by as little as they can."""
     monkeypatch.setattr(limits, "WORKSPACE", workspace)
     q, k = torch.zeros(batch, heads, 2, 16), torch.zeros(batch, kv_heads, 2, 16)
     problem, groups = Problem(q, k, k, torch.ones(1), "1.5", 1.0), heads // kv_heads
@@ -398,7 +398,11 @@ def test_head_chunks(monkeypatch, batch, heads, kv_heads, workspace):
         assert all(start % groups == 0 and count % groups == 0 for start, count in chunks)
         for _, count in chunks:
             assert count == groups or count * each <= workspace
-        assert all((count + groups) * max(each, 1) > workspace for _, count in chunks[:-1])
+        most = max(1, workspace // max(1, each * groups))
+        assert len(chunks) <= -(-batch * kv_heads // most)
+        sizes = [count // groups for _, count in chunks]
+        fewest = -(-batch * kv_heads // -(-batch * kv_heads // most))
+        assert set(sizes[:-1]) <= {fewest} and sizes[-1] <= fewest
 
 
 # The ops, as PyTorch sees them

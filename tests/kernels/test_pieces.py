@@ -7,7 +7,7 @@ import functools
 import pytest
 import torch
 from calls import random_qkv, stretch
-from column_cases import ANY, columns, setting
+from column_cases import ANY, columns, on_gpu, setting
 from oracle import gradients
 
 from adasplash_kernels import launch, limits
@@ -54,7 +54,9 @@ def plans(monkeypatch: pytest.MonkeyPatch) -> list[Pieces]:
     return found
 
 
-@pytest.mark.parametrize(("case", "room"), [("causal, more queries", 3), ("causal, more queries", 400), ("padded", 9)])
+@pytest.mark.parametrize(
+    ("case", "room"), [("causal, more queries", 3), ("causal, more queries", 400), on_gpu("padded", 9)]
+)
 def test_sums_of_pieces(device, monkeypatch, plans, case, room):
     """Gradients are those of whole walks, whether there is room for few pieces or many; with lists and without."""
     monkeypatch.setattr(limits, "PIECE", 1)

@@ -105,7 +105,7 @@ def test_another_kind_of_call_has_another_record(device, records, monkeypatch, c
     q, k, v = random_qkv(device, 33)
     options = {}
     with clean():
-        for _ in range(3):
+        for _ in range(2):
             run("adasplash", q, k, v, options)
         assert [len(each) for each in records] == [1, 1]
         if change == "length":

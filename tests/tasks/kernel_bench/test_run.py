@@ -74,8 +74,10 @@ def test_the_smoke_run(tmp_path, capsys):
     for record in found:
         assert {"b", "h", "h_kv", "n", "d", "dtype", "causal", "alpha", "data", "query_scale"} <= set(record.params)
         assert (record.unit or None) == load_metrics()[record.metric].unit
-        assert record.status == ("not_applicable" if record.metric in on_gpu_alone and not ON_GPU else "ok")
-        if record.metric == "differing_runs":
+        missing = record.metric in on_gpu_alone and not ON_GPU
+        missing |= record.metric == "differing_runs" and record.params["n"] > 32
+        assert record.status == ("not_applicable" if missing else "ok")
+        if record.metric == "differing_runs" and record.status == "ok":
             assert (record.value, record.params["runs"]) == (0, 1)
         if record.metric in PIECES:
             assert record.value > 0 and set(record.stats) == {"n", "min", "q1", "q3", "max", "std"}
