@@ -13,7 +13,7 @@ from tasks.kernel_bench.inputs import Tensors
 from tasks.kernel_bench.problem import Problem
 from tasks.kernel_bench.settings import CAUSAL_HALF
 
-MOST_PAIRS = 2**34  # of queries and keys, over all heads looked at: seconds on a GPU
+MOST_PAIRS = 2**32  # of queries and keys, over all heads looked at: about ten seconds on a GPU
 
 
 @dataclass(frozen=True)
