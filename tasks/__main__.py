@@ -48,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help="default: results/")
     run.add_argument("--devices", type=int, default=1, metavar="N", help="GPUs of each node; default: 1")
     run.add_argument("--num-nodes", type=int, default=1, metavar="N", help="default: 1")
-    run.add_argument("--strategy", default="auto", metavar="NAME", help="auto or ddp; default: auto")
+    run.add_argument("--strategy", default="auto", metavar="NAME", help="auto, ddp or fsdp; default: auto")
     run.add_argument("--no-render", action="store_true", help="leave tables and figures as they are")
     run.add_argument("--outcome", type=Path, help=argparse.SUPPRESS)  # how run_many's children answer
     run.set_defaults(command=_run)

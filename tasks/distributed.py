@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from tasks.errors import ConfigError
 
-STRATEGIES = ("auto", "ddp")
+STRATEGIES = ("auto", "ddp", "fsdp")
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,8 @@ class Devices:
     Attributes:
         count: devices of each node.
         nodes: machines.
-        strategy: ``auto`` or ``ddp`` (a copy of the model on each device, gradients averaged).
+        strategy: ``auto`` or ``ddp`` (a copy of the model on each device, gradients averaged), or ``fsdp`` (each device
+            holds a part of it).
 
     Raises:
         ConfigError: a value is out of range; the message names the option of the command line.
@@ -36,8 +37,7 @@ class Devices:
             if value < 1:
                 raise ConfigError(f"{option}: got {value}, allowed is 1 or more")
         if self.strategy not in STRATEGIES:
-            hint = "; sharded models (fsdp) are not supported yet" if self.strategy == "fsdp" else ""
-            raise ConfigError(f"--strategy: got {self.strategy!r}, allowed are {', '.join(STRATEGIES)}{hint}")
+            raise ConfigError(f"--strategy: got {self.strategy!r}, allowed are {', '.join(STRATEGIES)}")
 
     @property
     def world(self) -> int:

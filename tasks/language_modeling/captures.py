@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from tasks.language_modeling.settings import Captures
+from tasks.language_modeling.sharding import is_sharded
 from tasks.models.score_capture import capture_scores
 
 
@@ -32,7 +33,9 @@ class ScoreCapture(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any,
                            batch_idx: int) -> None:  # fmt: skip
         step = trainer.global_step
-        if step % self._wanted.every_steps or step in (0, self._done) or not trainer.is_global_zero:
+        if step % self._wanted.every_steps or step in (0, self._done):
+            return
+        if not (trainer.is_global_zero or is_sharded(trainer)):
             return
         self._done = step  # a step may have several micro-batches
         blocks = trainer.datamodule.valid_blocks
@@ -42,6 +45,8 @@ class ScoreCapture(pl.Callback):
         with trainer.precision_plugin.forward_context():
             found = capture_scores(module.model, tokens)
         module.train(training)
+        if not trainer.is_global_zero:  # which took part because the model is sharded
+            return
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / f"step-{step}.safetensors"
         partial = path.with_name(f".{path.name}.partial")

@@ -71,14 +71,18 @@ class TextDataModule(pl.LightningDataModule):
         seed: of the training order; variants trained with one seed see the same windows in the same order.
         say: prints one line of progress.
         world: processes that train together. The first one tokenises, and the others wait for its files.
+        together: validate in as many batches in each process, as a sharded model needs: where one has a batch less it
+            gets one of a window that it had, which is not to be counted (see ``counts``).
 
     Raises:
         DataError: on :meth:`prepare_data` or :meth:`setup`, naming the config key.
     """
 
     def __init__(self, settings: TrainSettings, data_root: Path | None, cache_dir: Path, seed: int,
-                 say: Callable[[str], None] = lambda line: None, world: int = 1) -> None:  # fmt: skip
+                 say: Callable[[str], None] = lambda line: None, world: int = 1,
+                 together: bool = False) -> None:  # fmt: skip
         super().__init__()
+        self._together = together
         self.world, self.rank = world, rank() if world > 1 else 0
         self.settings, self.data_root, self.cache_dir, self.seed, self.say = settings, data_root, cache_dir, seed, say
         self._consumed = 0
@@ -123,8 +127,20 @@ class TextDataModule(pl.LightningDataModule):
                           num_workers=_WORKERS, pin_memory=torch.cuda.is_available())  # fmt: skip
 
     def val_dataloader(self) -> DataLoader[Tensor]:
-        share = range(self.rank, len(self.valid_blocks), self.world)
+        share = [*self._share(self.rank)]
+        if self._together and self._batches(self.rank) < self._batches(0):
+            share.append(share[-1])  # its last batch is full, or it would not have fewer: this is one more
         return DataLoader(self.valid_blocks, self.settings.train.micro_batch_size, sampler=share, num_workers=_WORKERS)
+
+    def counts(self, batch_idx: int) -> bool:
+        """Tell whether a batch of the validation is this process's own."""
+        return batch_idx < self._batches(self.rank)
+
+    def _share(self, rank: int) -> range:
+        return range(rank, len(self.valid_blocks), self.world)
+
+    def _batches(self, rank: int) -> int:
+        return -(-len(self._share(rank)) // self.settings.train.micro_batch_size)
 
     def state_dict(self) -> dict[str, Any]:
         assert self.trainer is not None

@@ -11,6 +11,7 @@ from transformers import GPT2LMHeadModel
 
 from tasks.language_modeling.gpt2 import adamw, learning_rate_factor, next_token_loss
 from tasks.language_modeling.settings import Train
+from tasks.language_modeling.sharding import shard
 
 
 class CausalLanguageModel(pl.LightningModule):
@@ -20,6 +21,13 @@ class CausalLanguageModel(pl.LightningModule):
         super().__init__()
         self.model = model
         self.recipe = recipe
+        self._sharded = False
+
+    def configure_model(self) -> None:
+        """Shard the model where that is the strategy; Lightning calls this before training and before validation."""
+        if self.device_mesh is not None and not self._sharded:
+            shard(self.model, self.device_mesh["data_parallel"])
+            self._sharded = True
 
     def loss(self, window: Tensor) -> Tensor:
         """Mean cross-entropy of (B, T + 1) int64 tokens: position t predicts token t + 1."""
@@ -35,7 +43,8 @@ class CausalLanguageModel(pl.LightningModule):
 
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:
         loss = self.loss(batch).double()
-        self._validated += torch.stack([loss * len(batch), torch.full_like(loss, len(batch))])
+        if self.trainer.datamodule.counts(batch_idx):
+            self._validated += torch.stack([loss * len(batch), torch.full_like(loss, len(batch))])
 
     def on_validation_epoch_end(self) -> None:
         # Summed over processes here: Lightning's own mean rounds the number of windows a process has to a whole one.

@@ -35,6 +35,7 @@ from tasks.language_modeling.data import TextDataModule
 from tasks.language_modeling.gpt2 import build_model
 from tasks.language_modeling.module import CausalLanguageModel
 from tasks.language_modeling.settings import TrainSettings, Variant
+from tasks.language_modeling.sharding import is_sharded, strategy_of, whole_state
 from tasks.models.alpha_schedule import AlphaSchedule
 from tasks.models.checkpoints import StepCheckpoint, WholeCheckpointIO, is_readable
 from tasks.programs import Context, Job
@@ -93,7 +94,8 @@ def trained(settings: TrainSettings, job: Job, context: Context) -> TrainedRun:
     _check_batch(settings, devices)
     if torch.cuda.is_available() and devices.world > 1:
         torch.cuda.set_device(local_rank())
-    data = TextDataModule(settings, context.data_root, context.workspace / "data", job.seed, context.say, devices.world)
+    data = TextDataModule(settings, context.data_root, context.workspace / "data", job.seed, context.say, devices.world,
+                          devices.strategy == "fsdp")  # fmt: skip
     data.prepare_data()
     caps = [settings.data.max_train_tokens, settings.data.max_valid_tokens]
     key = sha256_of({"train": asdict(settings.train) | {"seeds": None}, "model": asdict(settings.model),
@@ -101,7 +103,9 @@ def trained(settings: TrainSettings, job: Job, context: Context) -> TrainedRun:
                      "env": environment(), "caps": caps, **data.identity})  # fmt: skip
     runs, name = context.workspace / "language_modeling", f"{job.system}-seed{job.seed}-{key[:12]}"
     # A finished run serves whatever it was trained on; a checkpoint counts the micro-batches of one process.
-    folder = runs / (name + (f"-{devices.world}-devices" if devices.world > 1 else ""))
+    # The optimizer's state is numbered in another order where the model is sharded.
+    several = f"-{devices.world}-devices" if devices.world > 1 else ""
+    folder = runs / (name + several + ("-fsdp" if devices.strategy == "fsdp" else ""))
     for earlier in (folder, *sorted(runs.glob(f"{glob.escape(name)}*"))):
         if (finished := _load(earlier)) is not None:
             context.say(f"{job}: already trained for another table or figure")
@@ -150,7 +154,7 @@ def _train(settings: TrainSettings, variant: Variant, job: Job, data: TextDataMo
     accumulate = recipe.batch_size // (recipe.micro_batch_size * devices.world)
     trainer = pl.Trainer(
         max_steps=recipe.steps, max_epochs=1, accelerator="auto", devices=devices.count, num_nodes=devices.nodes,
-        strategy=devices.strategy, use_distributed_sampler=False, precision=recipe.precision,
+        strategy=strategy_of(devices), use_distributed_sampler=False, precision=recipe.precision,
         accumulate_grad_batches=accumulate, gradient_clip_val=recipe.clip or None,
         val_check_interval=eval_every * accumulate, num_sanity_val_steps=0, callbacks=callbacks,
         logger=CSVLogger(folder, name="logs"), log_every_n_steps=max(1, recipe.eval_every // 5),
@@ -163,6 +167,11 @@ def _train(settings: TrainSettings, variant: Variant, job: Job, data: TextDataMo
     if recipe.steps not in curve.points:  # eval_every does not divide the number of steps
         trainer.validate(module, datamodule=data, verbose=False)
         curve.points[recipe.steps] = float(trainer.callback_metrics["val_loss"])
+    if is_sharded(trainer):
+        state = whole_state(trainer, "model.")
+        if trainer.is_global_zero:
+            model = build_model(settings.model, variant, data.tokenizer.vocab_size)
+            model.load_state_dict(state)
     if trainer.is_global_zero:
         model.save_pretrained(folder / "model")
     peak = torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else None
@@ -172,6 +181,8 @@ def _train(settings: TrainSettings, variant: Variant, job: Job, data: TextDataMo
              "train_tokens": recipe.steps * recipe.batch_size * settings.model.context,
              "valid_tokens": len(data.valid_blocks) * settings.model.context, "context": settings.model.context,
              "attention": variant.attention, "devices": devices.world}  # fmt: skip
+    if is_sharded(trainer):
+        facts["strategy"] = devices.strategy
     run = TrainedRun(folder, dict(curve.points), list(timer.seconds), peak, facts)
     if trainer.is_global_zero:
         _save(run)

@@ -59,8 +59,7 @@ def test_a_batch_script_is_one_process(started_by):
     [
         ((0,), "--devices: got 0, allowed is 1 or more"),
         ((1, -1), "--num-nodes: got -1"),
-        ((1, 1, "dp"), "--strategy: got 'dp', allowed are auto, ddp$"),
-        ((1, 1, "fsdp"), "--strategy: got 'fsdp', allowed are auto, ddp; sharded models"),
+        ((1, 1, "dp"), "--strategy: got 'dp', allowed are auto, ddp, fsdp$"),
     ],
 )
 def test_refused(arguments, message):

@@ -56,6 +56,22 @@ def test_validation_is_shared_without_a_window_twice(settings, texts, tmp_path, 
         TextDataModule(settings(), texts, tmp_path / "data", 0, world=14).prepare_data()
 
 
+@pytest.mark.parametrize(("world", "micro"), [(2, 1), (2, 2), (3, 1), (3, 2), (4, 4), (13, 1)])
+def test_a_sharded_model_is_validated_in_as_many_batches(settings, texts, tmp_path, monkeypatch, world, micro):
+    """By each process, of 13 windows. Those that count are each window once."""
+    windows, batches = [], set()
+    for number in range(world):
+        monkeypatch.setattr(data_module, "rank", lambda number=number: number)
+        wanted = settings(train={"micro_batch_size": micro, "batch_size": micro})
+        data = TextDataModule(wanted, texts, tmp_path / "data", 0, world=world, together=True)
+        data.prepare_data()
+        loaded = list(data.val_dataloader())
+        batches.add(len(loaded))
+        windows += [tuple(w.tolist()) for i, batch in enumerate(loaded) if data.counts(i) for w in batch]
+    assert len(batches) == 1
+    assert sorted(windows) == sorted(tuple(w.tolist()) for w in data.valid_blocks)
+
+
 def test_batches_that_cannot_be_shared(settings, texts, tmp_path):
     context = Context(tmp_path, texts, print, Devices(3))
     with pytest.raises(ConfigError, match=r"^train.batch_size: got 4, allowed with 3 devices is .* \(6\)"):
@@ -103,7 +119,9 @@ def start(plain, texts, tmp_path) -> Callable[..., subprocess.CompletedProcess]:
     script, config = tmp_path / "script.py", tmp_path / "tiny.yaml"
     script.write_text(SCRIPT)
     settings = plain(variants={"it": {"attention": "adasplash", "method": "eager"}},
-                     train={"micro_batch_size": 1, "checkpoint_every": CHECKPOINT_EVERY, "lr": 1e-3})  # fmt: skip
+                     train={"micro_batch_size": 1, "checkpoint_every": CHECKPOINT_EVERY, "lr": 1e-3},
+                     captures={"system": "it", "every_steps": 5, "sequences": 1, "folder": "captured/tiny"},
+                     )  # fmt: skip
     config.write_text(yaml.safe_dump({
         "experiment": "here/tiny", "paper": "AdaSplash", "item": "Table 0", "title": "Tiny",
         "family": "language_modeling", "program": "train", "notes": [], "systems": {"it": "It"}, "reported": None,
@@ -111,13 +129,14 @@ def start(plain, texts, tmp_path) -> Callable[..., subprocess.CompletedProcess]:
         "render": {"table": {"rows": ["system"], "columns": ["metric"], "metrics": ["val_loss"]}},
     }))  # fmt: skip
 
-    def run(folder: Path, processes: int, killed_at: int = -1, launch: bool = True) -> subprocess.CompletedProcess:
+    def run(folder: Path, processes: int, killed_at: int = -1, launch: bool = True,
+            strategy: str = "auto") -> subprocess.CompletedProcess:  # fmt: skip
         folder.mkdir(exist_ok=True)
         paths = [str(REPOSITORY), str(REPOSITORY / "kernels"), os.environ.get("PYTHONPATH", "")]
         torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
         command = [sys.executable, *(torchrun if processes > 1 and launch else []), str(script), str(folder),
                    str(killed_at), str(config), "--data-root", str(texts), "--results", str(folder),
-                   "--devices", str(processes)]  # fmt: skip
+                   "--devices", str(processes), "--strategy", strategy]  # fmt: skip
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
         return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
 
@@ -134,18 +153,19 @@ def windows_by_step(folder: Path, processes: int) -> dict[int, list]:
 
 
 @pytest.mark.skipif(torch.cuda.device_count() == 1, reason="NCCL refuses two processes on one GPU")
-def test_two_processes_train_as_one(start, tmp_path):
+@pytest.mark.parametrize("strategy", ["auto", "fsdp"])
+def test_two_processes_train_as_one(start, tmp_path, strategy):
     one, two = tmp_path / "one", tmp_path / "two"
     alone = start(one, 1)
     assert alone.returncode == 0, alone.stderr
-    killed = start(two, 2, killed_at=KILLED_AT)
+    killed = start(two, 2, killed_at=KILLED_AT, strategy=strategy)
     assert killed.returncode != 0
     records = two / "records/here/tiny/smoke.jsonl"
     assert {r.status for r in read_records(records)} <= {"failed"}  # where the other one was left time to notice
     before = windows_by_step(two, 2)
     for file in two.glob("seen-*"):
         file.unlink()
-    resumed = start(two, 2)
+    resumed = start(two, 2, strategy=strategy)
     assert resumed.returncode == 0, resumed.stderr
     assert resumed.stdout.count("resuming from an earlier, interrupted run") == 1  # said by one process
     after, whole = windows_by_step(two, 2), windows_by_step(one, 1)
@@ -156,8 +176,11 @@ def test_two_processes_train_as_one(start, tmp_path):
     assert list(other_curve) == list(curve) == ["2", "4", "6", "8", "10", "11"]
     assert list(other_curve.values()) == pytest.approx(list(curve.values()), rel=1e-5)
     assert curve["2"] - curve["11"] > 1e-2  # it learns, so that another order would show
+    kept = [sorted(path.name for path in folder.glob("work/captured/tiny/*")) for folder in (one, two)]
+    assert kept == [["step-10.safetensors", "step-5.safetensors"]] * 2
     written = [r for r in read_records(records) if r.status != "failed"]
     assert [(r.metric, r.params["devices"]) for r in written] == [("val_loss", 2), ("step_s", 2), ("peak_gb", 2)]
+    assert {r.params.get("strategy") for r in written} == {"fsdp" if strategy == "fsdp" else None}
     assert written[0].config_sha256 == read_records(one / "records/here/tiny/smoke.jsonl")[0].config_sha256
 
 
