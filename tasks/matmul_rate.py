@@ -17,15 +17,16 @@ def matmul_rate(device: torch.device) -> float:
     a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
     seconds = []
     for number in range(_WARMUP + repeats):
-        _wait(device)
+        wait(device)
         started = time.perf_counter()
         a @ b
-        _wait(device)
+        wait(device)
         if number >= _WARMUP:
             seconds.append(time.perf_counter() - started)
     return 2 * side**3 / statistics.median(seconds)
 
 
-def _wait(device: torch.device) -> None:
+def wait(device: torch.device) -> None:
+    """Return when a GPU has done what it was given; on a CPU at once."""
     if device.type == "cuda":
         torch.cuda.synchronize()

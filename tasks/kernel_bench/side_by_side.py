@@ -12,7 +12,7 @@ import torch
 
 from tasks.kernel_bench import graphs, score_passes
 from tasks.kernel_bench.compile_cache import state_at_start
-from tasks.kernel_bench.correctness import fault, relative_errors, worst
+from tasks.kernel_bench.correctness import worst
 from tasks.kernel_bench.exact import Exact, Extent
 from tasks.kernel_bench.inputs import Tensors, make_problem, make_tensors
 from tasks.kernel_bench.problem import Problem
@@ -21,7 +21,7 @@ from tasks.kernel_bench.settings import GAUSSIAN, Case, SpeedSettings
 from tasks.kernel_bench.sparsity import Sparsity, measure_sparsity
 from tasks.kernel_bench.systems import ENTMAX, SYSTEMS
 from tasks.kernel_bench.timing import PIECES, Clock, Times, interleave
-from tasks.kernel_bench.trial import Trial, failed_trial, free_memory, try_out
+from tasks.kernel_bench.trial import Trial, failed_trial, free_memory, judged, try_out
 from tasks.records import Measurement
 
 _MIB = 2**20
@@ -166,8 +166,7 @@ class SideBySide:
     def _fault(self, name: str, out: torch.Tensor, gradients: tuple[torch.Tensor, ...]) -> str | None:
         """Say what is wrong with a system's output and gradients, or None."""
         reference = self._exact.parts(SYSTEMS[name].alpha(self.problem.alpha))
-        errors = relative_errors(self._exact.pick(out, gradients), reference)
-        return fault(errors, all(bool(x.isfinite().all()) for x in (out, *gradients)), self.problem.dtype)
+        return judged(self._exact, reference, out, gradients)[1]
 
     def _repeated(self, name: str, trial: Trial) -> list[Measurement]:
         """Return how many runs differ from another, if that is asked for."""

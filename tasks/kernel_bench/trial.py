@@ -78,12 +78,18 @@ def _first_call(system: System, problem: Problem, exact: Exact, reference: dict[
     if problem.device.type == "cuda":
         torch.cuda.synchronize()
     seconds = time.perf_counter() - started
-    out = out.detach()
-    finite = all(bool(x.isfinite().all()) for x in (out, *gradients))
-    errors = relative_errors(exact.pick(out, gradients), reference)
-    if reason := fault(errors, finite, problem.dtype):
+    errors, reason = judged(exact, reference, out.detach(), gradients)
+    if reason:
         return Trial("failed", reason, first_call_s=seconds, errors=errors)
     return Trial("ok", attention=attention, first_call_s=seconds, errors=errors)
+
+
+def judged(exact: Exact, reference: dict[str, torch.Tensor], out: torch.Tensor,
+           gradients: tuple[torch.Tensor, ...]) -> tuple[dict[str, float], str | None]:  # fmt: skip
+    """Return the relative errors of an output and gradients, and what is wrong with them, or None."""
+    finite = all(bool(x.isfinite().all()) for x in (out, *gradients))
+    errors = relative_errors(exact.pick(out, gradients), reference)
+    return errors, fault(errors, finite, exact.problem.dtype)
 
 
 def peak_memory(attention: Attention, exact: Exact, before: int) -> int | None:

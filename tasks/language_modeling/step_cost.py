@@ -20,7 +20,7 @@ from torch import Tensor
 from tasks.language_modeling.attentions import BackendUnavailable
 from tasks.language_modeling.gpt2 import adamw, build_model, learning_rate_factor, next_token_loss
 from tasks.language_modeling.settings import ENTMAX, CostSettings
-from tasks.matmul_rate import matmul_rate
+from tasks.matmul_rate import matmul_rate, wait
 from tasks.records import Measurement
 
 _FEWEST_STEPS = 2
@@ -83,7 +83,7 @@ def _run(cost: Cost, name: str, seed: int, settings: CostSettings, device: torch
         return torch.randint(settings.vocab_size, shape, generator=generator, device=device)
 
     def step() -> float:
-        _wait(device)
+        wait(device)
         started = time.perf_counter()
         accumulate = recipe.batch_size // recipe.micro_batch_size
         for _ in range(accumulate):
@@ -95,7 +95,7 @@ def _run(cost: Cost, name: str, seed: int, settings: CostSettings, device: torch
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-        _wait(device)
+        wait(device)
         return time.perf_counter() - started
 
     for _ in range(timing.skip_steps):
@@ -177,11 +177,6 @@ def measurements(name: str, settings: CostSettings, cost: Cost) -> list[Measurem
 
 def _autocast(precision: str, device: torch.device) -> AbstractContextManager:
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16-mixed" else nullcontext()
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
 
 
 def _free(device: torch.device) -> None:

@@ -32,8 +32,6 @@ CLAIMS = (
     "different when it lies higher. Anything else is not reproduced; what was not measured where the claim speaks is "
     "not run."
 )
-
-
 TARGETS = (
     "What this project set itself beyond the papers, held against the same records; ratios are of one run. A ratio is "
     "to be at least the target, anything else at most."

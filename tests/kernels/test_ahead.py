@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -30,6 +31,19 @@ def state(monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_device", lambda: found.device)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: found.capturing)
     return found
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """The names of kernels that are compiled without a launch, in order."""
+    names, warmup = [], jit.JITFunction.warmup
+
+    def spy(self, *arguments, **options):
+        names.append(self.fn.__name__)
+        return warmup(self, *arguments, **options)
+
+    monkeypatch.setattr(jit.JITFunction, "warmup", spy)
+    return names
 
 
 def test_calls_that_are_alike_are_gone_through_once(state):
@@ -69,10 +83,7 @@ def test_not_while_a_graph_is_captured_nor_within_another_compilation(state):
 
 def test_kernels_are_compiled_in_threads_and_a_failure_is_left_to_the_launch(state, monkeypatch):
     """Three kernels wait for one another: in turn they would for ever. One of them raises."""
-    import threading
-
-    together, mode = threading.Barrier(3, timeout=30), []
-    made = []
+    together, mode, made = threading.Barrier(3, timeout=30), [], []
 
     def compile_one(name):
         together.wait()
@@ -121,15 +132,7 @@ def test_launchers_are_made_and_their_failure_too_is_left_to_the_launch(monkeypa
 
 
 @pytest.mark.gpu
-def test_a_first_call_compiles_then_computes(monkeypatch):
-    compiled = []
-    warmup = jit.JITFunction.warmup
-
-    def spy(self, *arguments, **options):
-        compiled.append(self.fn.__name__)
-        return warmup(self, *arguments, **options)
-
-    monkeypatch.setattr(jit.JITFunction, "warmup", spy)
+def test_a_first_call_compiles_then_computes(compiled):
 
     @launched_by_key
     @triton.jit
@@ -151,16 +154,8 @@ def test_a_first_call_compiles_then_computes(monkeypatch):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("wanted", [False, True])
-def test_the_gradients_kernels_are_compiled_with_the_outputs(monkeypatch, wanted):
+def test_the_gradients_kernels_are_compiled_with_the_outputs(monkeypatch, compiled, wanted):
     """Where there are to be gradients; then the backward pass finds them all."""
-    compiled = []
-    warmup = jit.JITFunction.warmup
-
-    def spy(self, *arguments, **options):
-        compiled.append(self.fn.__name__)
-        return warmup(self, *arguments, **options)
-
-    monkeypatch.setattr(jit.JITFunction, "warmup", spy)
     for found in (ops._attend.records, ops._gradients.records):
         found.clear()
     q, k, v = (x.requires_grad_(wanted) for x in random_qkv("cuda", 300, head_dim=24, dtype=torch.float16))
