@@ -91,7 +91,7 @@ def trained(settings: TrainSettings, job: Job, context: Context) -> TrainedRun:
     _quiet_libraries()
     variant = settings.variants[job.system]
     devices = context.devices
-    _check_batch(settings, devices)
+    _check_devices(settings, devices)
     if torch.cuda.is_available() and devices.world > 1:
         torch.cuda.set_device(local_rank())
     data = TextDataModule(settings, context.data_root, context.workspace / "data", job.seed, context.say, devices.world,
@@ -117,8 +117,10 @@ def trained(settings: TrainSettings, job: Job, context: Context) -> TrainedRun:
         raise UserError(f"{folder}: training cannot be saved: {getattr(error, 'strerror', None) or error}") from error
 
 
-def _check_batch(settings: TrainSettings, devices: Devices) -> None:
-    """Raise ConfigError unless the devices can share the sequences of an optimizer step evenly."""
+def _check_devices(settings: TrainSettings, devices: Devices) -> None:
+    """Raise ConfigError unless the devices can share the sequences of an optimizer step evenly, in this precision."""
+    if devices.strategy == "fsdp" and settings.train.precision == "16-mixed":
+        raise ConfigError("train.precision: got '16-mixed', allowed with --strategy fsdp are 32-true and bf16-mixed")
     at_once = settings.train.micro_batch_size * devices.world
     if settings.train.batch_size % at_once:
         raise ConfigError(f"train.batch_size: got {settings.train.batch_size}, allowed with {devices.world} devices is "

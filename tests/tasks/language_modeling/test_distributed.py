@@ -78,6 +78,12 @@ def test_batches_that_cannot_be_shared(settings, texts, tmp_path):
         training.trained(settings(), Job("softmax", 0), context)
 
 
+def test_a_sharded_model_has_no_scaled_gradients(settings, texts, tmp_path):
+    context = Context(tmp_path, texts, print, Devices(2, strategy="fsdp"))
+    with pytest.raises(ConfigError, match="^train.precision: got '16-mixed', allowed with --strategy fsdp are 32-true"):
+        training.trained(settings(train={"precision": "16-mixed"}), Job("softmax", 0), context)
+
+
 @pytest.mark.parametrize("suffix", ["-2-devices", ""])
 def test_a_finished_run_serves_any_number_of_devices(suffix, settings, train, watch, context):
     run = train(settings())
