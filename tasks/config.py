@@ -2,7 +2,8 @@
 
 A config says what it reproduces, which numbers the paper reports and what it claims, how the outcome is rendered,
 and holds the settings of three scales. Settings shared by the scales stand under ``common``; an experiment that reuses
-the runs of another names it as ``base`` and overrides what differs. Every mistake is reported as one line that names
+the runs of another names it as ``base`` and overrides what differs; ``systems`` and ``render`` are the base's where it
+has none. Every mistake is reported as one line that names
 the file, the key, and what is allowed there.
 """
 
