@@ -63,6 +63,7 @@ class Program:
             the config hash, so other data means other records.
         obstacle: settings and data root to why this machine cannot run them, or None.
         distributed: whether ``run`` may be called in several processes at once, one a device (``context.devices``).
+        by_devices: whether the devices decide the outcome too, so that other devices mean other records.
     """
 
     settings: type
@@ -71,6 +72,7 @@ class Program:
     identity: Callable[[Any, Path | None], dict[str, Any]] = lambda settings, data_root: {}
     obstacle: Callable[[Any, Path | None], str | None] = lambda settings, data_root: None
     distributed: bool = False
+    by_devices: bool = False
 
 
 def is_implemented(experiment: Experiment) -> bool:

@@ -69,6 +69,8 @@ def plan(experiment: Experiment, options: Options) -> tuple[Program, object, lis
     program = find_program(experiment)
     settings = experiment.typed_settings(options.scale, program.settings)
     identity = program.identity(settings, options.data_root)
+    if program.by_devices:
+        identity |= {"devices": asdict(options.devices)}
     config_hash = sha256_of({"experiment": experiment.id, "program": experiment.program, "scale": options.scale,
                              "identity": identity, "settings": asdict(settings)})  # fmt: skip
     code_hash = code_sha256(package_of(experiment))

@@ -80,7 +80,7 @@ def entmax_attention(
         raise ValueError(f"alpha: on {alpha.device}, allowed is q's device {q.device}")
     sequences = 1 if mask.cu_seqlens_k is None else mask.cu_seqlens_k.shape[0] - 1  # equally long, for all shapes tell
     visible = min(k.shape[2] // max(sequences, 1), 2 * (mask.window or k.shape[2]))
-    chosen = choose_method(method, q, "q", fastest_kernel(q.shape[2], visible, q.shape[3]))
+    chosen = choose_method(method, q, "q", fastest_kernel(q.shape[0] * q.shape[1], q.shape[2], visible, q.shape[3]))
     if chosen == "eager":
         with torch.autocast(q.device.type, enabled=False):
             return attention_eager(q, k, v, alpha=alpha, scale=scale, mask=mask)

@@ -12,15 +12,19 @@ from .thresholds import THRESHOLDS
 # From timings of N(0, 1) inputs at d = 64 on one H200 (docs/performance.md); above d = 64 a guess. Nothing is tuned or
 # timed at run time.
 COLUMNS_FROM = ((128, 4096), (256, 8192))
+# Pairs of a query and a key, over all heads, below which the GPU is done with the lists before the host has launched
+# what they take: 20 kernels against 12. From timings on the same GPU (adasplash2/runtime_trained, figure_runtime).
+COLUMNS_PAIRS = 2**28
 COLUMNS_QUERIES = 64  # with fewer queries the large blocks of the bound stay empty
 
 METHODS = ("auto", "eager", "adasplash", "adasplash_nomask", "adasplash2", "columns", "columns_nolist")
 
 
-def fastest_kernel(queries: int, visible: int, head_dim: int) -> str:
+def fastest_kernel(heads: int, queries: int, visible: int, head_dim: int) -> str:
     """Return the method that "auto" takes on CUDA: it depends on these numbers alone, and no other call changes it.
 
     Args:
+        heads: B * H, of queries.
         queries: N_q.
         visible: the most keys that a query may see, as far as shapes tell.
         head_dim: D.
@@ -28,7 +32,7 @@ def fastest_kernel(queries: int, visible: int, head_dim: int) -> str:
     if queries < COLUMNS_QUERIES:
         return "adasplash_nomask"
     pays = next(keys for largest, keys in COLUMNS_FROM if head_dim <= largest)
-    return "columns" if visible >= pays else "columns_nolist"
+    return "columns" if visible >= pays and heads * queries * visible >= COLUMNS_PAIRS else "columns_nolist"
 
 
 def choose_method(method: str, x: Tensor, name: str, kernel: str = "adasplash2") -> str:

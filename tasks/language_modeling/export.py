@@ -12,6 +12,7 @@ from transformers import GPT2LMHeadModel
 
 from adasplash_kernels.integrations.transformers import IMPLEMENTATION as ENTMAX
 from adasplash_kernels.integrations.transformers import load_entmax
+from tasks.data.tokenizer import load_tokenizer
 from tasks.errors import UserError
 from tasks.language_modeling.attentions import IMPLEMENTATIONS
 from tasks.language_modeling.settings import TrainSettings
@@ -26,7 +27,7 @@ def export(run: TrainedRun, settings: TrainSettings, job: Job, context: Context)
     """Write the model of the first seed to ``context.models / <system>`` where ``export`` says so and it is small.
 
     The folder holds config.json, whose ``trained`` says what attention, tokenizer and text the model had, and
-    model.safetensors.
+    model.safetensors. A tokenizer made of embedded text comes along, as that text differs between Python versions.
 
     Returns:
         The folder, or None; what was not exported, and why, is told on the screen.
@@ -49,6 +50,9 @@ def export(run: TrainedRun, settings: TrainSettings, job: Job, context: Context)
     try:
         shutil.rmtree(partial, ignore_errors=True)
         model.save_pretrained(partial)
+        if str(run.facts["tokenizer"]).startswith("embedded:"):
+            tokenizer = load_tokenizer(settings.tokenizer, context.data_root, context.workspace / "data")
+            tokenizer.backend.save_pretrained(partial)
         for path in partial.iterdir():
             path.chmod(0o644)  # safetensors are written for their owner alone
         shutil.rmtree(folder, ignore_errors=True)

@@ -31,7 +31,7 @@ class CausalLanguageModel(pl.LightningModule):
 
     def loss(self, window: Tensor) -> Tensor:
         """Mean cross-entropy of (B, T + 1) int64 tokens: position t predicts token t + 1."""
-        return next_token_loss(self.model, window)
+        return next_token_loss(self.model, window, self.recipe.compile)
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         loss = self.loss(batch)

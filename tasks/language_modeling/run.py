@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tasks.data.sources import resolve
-from tasks.language_modeling.settings import CostSettings, NonzeroSettings, TrainSettings
+from tasks.language_modeling.settings import CostSettings, NonzeroSettings, ThroughputSettings, TrainSettings
 from tasks.language_modeling.sources import evaluation_sources
 from tasks.programs import Context, Job, Program
 from tasks.records import Measurement
@@ -33,7 +33,7 @@ def _entmax_jobs(settings: NonzeroSettings) -> list[Job]:
     return [job for job in _jobs(settings) if settings.variants[job.system].attention == "adasplash"]
 
 
-def _cost_jobs(settings: CostSettings) -> list[Job]:
+def _measured_jobs(settings: CostSettings | ThroughputSettings) -> list[Job]:
     return [Job(system, seed) for seed in settings.train.seeds for system in settings.measure]
 
 
@@ -47,14 +47,15 @@ def _identity(settings: TrainSettings, data_root: Path | None) -> dict[str, Any]
 def _obstacle(settings: TrainSettings, data_root: Path | None) -> str | None:
     resolve(settings.data, data_root)  # raises where no source of text can serve
     evaluation_sources(settings, data_root, ask_hub=True)
-    steps = settings.train.steps * len(_jobs(settings))
+    jobs = _measured_jobs(settings) if isinstance(settings, ThroughputSettings) else _jobs(settings)
+    steps = settings.train.steps * len(jobs)
     return _too_much(settings, steps, settings.tokenizer.vocab_size)
 
 
 def _cost_obstacle(settings: CostSettings, data_root: Path | None) -> str | None:
     if importlib.util.find_spec("transformers") is None:
         return "needs the package transformers (extra: experiments)"
-    steps = (settings.timing.skip_steps + settings.timing.steps) * len(_cost_jobs(settings))
+    steps = (settings.timing.skip_steps + settings.timing.steps) * len(_measured_jobs(settings))
     return _too_much(settings, steps, settings.vocab_size)
 
 
@@ -161,10 +162,19 @@ def step_cost(job: Job, settings: CostSettings, context: Context) -> list[Measur
     return found
 
 
+def throughput(job: Job, settings: TrainSettings, context: Context) -> list[Measurement]:
+    """Tokens a second and memory of training on the devices at hand, through what trains Table 4's models."""
+    from tasks.language_modeling.throughput import measure
+
+    return measure(job, settings, context)
+
+
 PROGRAMS = {
     "train": Program(TrainSettings, _jobs, train, _identity, _obstacle, distributed=True),
     "loss_curve": Program(TrainSettings, _jobs, loss_curve, _identity, _obstacle, distributed=True),
     "text_loss": Program(TrainSettings, _jobs, text_loss, _identity, _obstacle, distributed=True),
     "nonzero_ratio": Program(NonzeroSettings, _entmax_jobs, nonzero_ratio, _identity, _obstacle, distributed=True),
-    "step_cost": Program(CostSettings, _cost_jobs, step_cost, obstacle=_cost_obstacle),
+    "throughput": Program(ThroughputSettings, _measured_jobs, throughput, _identity, _obstacle, distributed=True,
+                          by_devices=True),
+    "step_cost": Program(CostSettings, _measured_jobs, step_cost, obstacle=_cost_obstacle),
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -250,6 +250,29 @@ class NonzeroSettings(TrainSettings):
             raise ValueError(f"probe.tokens: got {self.probe.tokens}, allowed is 1 to context, {self.model.context}")
 
 
+def _check_measured(measure: tuple[str, ...], variants: Mapping[str, Variant]) -> None:
+    if not measure or len(set(measure)) != len(measure):
+        raise ValueError(f"measure: got {list(measure)}, allowed are one or more distinct variants")
+    for i, name in enumerate(measure):
+        if name not in variants:
+            raise ValueError(f"measure[{i}]: got {name!r}, allowed are {', '.join(variants)}")
+
+
+@dataclass(frozen=True)
+class ThroughputSettings(TrainSettings):
+    """What ``program: throughput`` takes: ``measure`` names the variants that are trained and timed."""
+
+    measure: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_measured(self.measure, self.variants)
+        timed = self.train.timing_skip_steps + self.train.timing_steps
+        if timed > self.train.steps:
+            raise ValueError(f"train.steps: got {self.train.steps}, allowed is at least timing_skip_steps + "
+                             f"timing_steps ({timed})")
+
+
 @dataclass(frozen=True)
 class CostTiming:
     """Optimizer steps left out, then timed. Timing ends early, after two steps or more, once the timed steps have
@@ -284,11 +307,8 @@ class CostSettings(TrainSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(2, vocab_size=self.vocab_size)
-        if not self.measure or len(set(self.measure)) != len(self.measure):
-            raise ValueError(f"measure: got {list(self.measure)}, allowed are one or more distinct variants")
-        for i, name in enumerate(self.measure):
-            if name not in self.variants:
-                raise ValueError(f"measure[{i}]: got {name!r}, allowed are {', '.join(self.variants)}")
+        _check_measured(self.measure, self.variants)
+        for name in self.measure:
             if self.variants[name].alpha_schedule is not None:
                 raise ValueError(f"variants.{name}.alpha_schedule: got a schedule, allowed here is a constant alpha")
         if self.train.precision == "16-mixed":

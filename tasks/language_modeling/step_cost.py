@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tasks.language_modeling.attentions import BackendUnavailable
 from tasks.language_modeling.gpt2 import adamw, build_model, learning_rate_factor, next_token_loss
-from tasks.language_modeling.settings import ENTMAX, CostSettings
+from tasks.language_modeling.settings import ENTMAX, CostSettings, Model
 from tasks.matmul_rate import matmul_rate, wait
 from tasks.records import Measurement
 
@@ -88,7 +88,7 @@ def _run(cost: Cost, name: str, seed: int, settings: CostSettings, device: torch
         accumulate = recipe.batch_size // recipe.micro_batch_size
         for _ in range(accumulate):
             with _autocast(recipe.precision, device):
-                loss = next_token_loss(model, micro_batch(recipe.micro_batch_size))
+                loss = next_token_loss(model, micro_batch(recipe.micro_batch_size), recipe.compile)
             (loss / accumulate).backward()
         if recipe.clip:
             torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
@@ -133,13 +133,12 @@ def _nonzero(model: Any, alpha: float, tokens: Tensor, precision: str) -> float:
     return float(torch.stack(list(ratios.values())).mean())
 
 
-def flops_per_token(parameters: int, settings: CostSettings) -> float:
+def flops_per_token(parameters: int, size: Model) -> float:
     """Operations of training on a token: 6 N + 12 L h d T (Chowdhery et al. 2022, appendix B).
 
     N counts all parameters, tied ones once; L layers of h heads of dimension d attend to T tokens, all of them, be it
     that a causal mask hides half and entmax drops more: systems are compared by the same count.
     """
-    size = settings.model
     return 6 * parameters + 12 * size.n_layer * size.n_embd * size.context
 
 
@@ -164,7 +163,7 @@ def measurements(name: str, settings: CostSettings, cost: Cost) -> list[Measurem
     stats = {"n": len(seconds), "min": min(seconds), "max": max(seconds),
              "std": statistics.pstdev(seconds)} if seconds else None  # fmt: skip
     speed = recipe.batch_size * settings.model.context / step if step else None
-    used = speed * flops_per_token(cost.parameters, settings) / cost.matmul_flops if speed else None
+    used = speed * flops_per_token(cost.parameters, settings.model) / cost.matmul_flops if speed else None
     return [
         metric("step_s", step, "s", stats),
         metric("peak_gb", cost.peak_gb, "GB"),

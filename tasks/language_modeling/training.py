@@ -78,11 +78,12 @@ class TrainedRun:
         return GPT2LMHeadModel.from_pretrained(self.folder / "model", attn_implementation=attention).eval()
 
 
-def trained(settings: TrainSettings, job: Job, context: Context) -> TrainedRun:
+def trained(settings: TrainSettings, job: Job, context: Context, by_devices: bool = False) -> TrainedRun:
     """Return the finished run of a variant and seed, training it if it is not there yet.
 
     The key is a hash of everything that decides the outcome, so several tables and figures share one training. A
-    run that was interrupted goes on from its last checkpoint.
+    run that was interrupted goes on from its last checkpoint. With ``by_devices`` a run on other devices does not
+    serve, as where its time is what counts.
 
     Raises:
         UserError: the data or settings are wrong, or the workspace cannot be written.
@@ -106,7 +107,8 @@ def trained(settings: TrainSettings, job: Job, context: Context) -> TrainedRun:
     # The optimizer's state is numbered in another order where the model is sharded.
     several = f"-{devices.world}-devices" if devices.world > 1 else ""
     folder = runs / (name + several + ("-fsdp" if devices.strategy == "fsdp" else ""))
-    for earlier in (folder, *sorted(runs.glob(f"{glob.escape(name)}*"))):
+    others = () if by_devices else sorted(runs.glob(f"{glob.escape(name)}*"))
+    for earlier in (folder, *others):
         if (finished := _load(earlier)) is not None:
             context.say(f"{job}: already trained for another table or figure")
             return finished

@@ -14,6 +14,7 @@ from tasks.render.metrics import load_metrics
 from tasks.render.outcome import outcome
 from tasks.render.parity import with_parity
 from tasks.render.report import Rendered, write_overview, write_report
+from tasks.render.scaling import with_scaling
 from tasks.render.tables import render_tables
 
 __all__ = ["render_all", "render_experiment"]
@@ -74,8 +75,8 @@ def render_all(experiments: Iterable[Experiment], results_root: Path,
 def _render(experiment: Experiment, results_root: Path) -> Rendered:
     metrics = load_metrics()
     records = {scale: read_records(records_path(results_root, experiment.id, scale)) for scale in SCALES}
-    shown = {scale: with_parity(found) for scale, found in records.items()}
+    shown = {scale: with_scaling(with_parity(found)) for scale, found in records.items()}
     tables, grids = render_tables(experiment, shown, results_root, metrics)
     figures = render_figures(experiment, shown, results_root, metrics)
     return Rendered(experiment, records, tables, grids, figures, outcome=outcome(experiment, shown, metrics),
-                    verdicts=verdicts(experiment, records, metrics))
+                    verdicts=verdicts(experiment, shown, metrics))

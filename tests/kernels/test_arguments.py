@@ -167,19 +167,21 @@ def test_autocast_casts_before_it_checks():
 
 
 @pytest.mark.parametrize(
-    ("queries", "visible", "head_dim", "chosen"),
+    ("heads", "queries", "visible", "head_dim", "chosen"),
     [
-        (4096, 4096, 64, "columns"),
-        (64, 131072, 128, "columns"),
-        (4096, 4095, 64, "columns_nolist"),
-        (63, 131072, 64, "adasplash_nomask"),
-        (8192, 8191, 129, "columns_nolist"),
-        (8192, 8192, 256, "columns"),
+        (16, 4096, 4096, 64, "columns"),
+        (15, 4096, 4096, 64, "columns_nolist"),
+        (32, 64, 131072, 128, "columns"),
+        (31, 64, 131072, 128, "columns_nolist"),
+        (64, 4096, 4095, 64, "columns_nolist"),
+        (64, 63, 131072, 64, "adasplash_nomask"),
+        (64, 8192, 8191, 129, "columns_nolist"),
+        (4, 8192, 8192, 256, "columns"),
     ],
 )
-def test_what_auto_takes_on_a_gpu(queries, visible, head_dim, chosen):
-    """Long sequences pay for lists of columns, short ones, few queries and narrow windows do not."""
-    assert fastest_kernel(queries, visible, head_dim) == chosen
+def test_what_auto_takes_on_a_gpu(heads, queries, visible, head_dim, chosen):
+    """Long sequences pay for lists of columns; short ones, few heads or queries and narrow windows do not."""
+    assert fastest_kernel(heads, queries, visible, head_dim) == chosen
 
 
 @pytest.mark.parametrize(
@@ -194,8 +196,8 @@ def test_what_auto_takes_on_a_gpu(queries, visible, head_dim, chosen):
 def test_auto_looks_at_the_keys_that_a_query_may_see(monkeypatch, options, visible):
     seen = []
     monkeypatch.setattr(attention, "fastest_kernel", lambda *numbers: seen.append(numbers) or "adasplash")
-    x = torch.zeros(1, 1, 5000, 8)
+    x = torch.zeros(1, 2, 5000, 8)
     with torch.no_grad():
         monkeypatch.setattr(attention, "attention_eager", lambda q, k, v, **o: q)
         entmax_attention(x, x, x, **options)
-    assert seen == [(5000, visible, 8)]
+    assert seen == [(2, 5000, visible, 8)]

@@ -90,7 +90,7 @@ def test_jobs_are_the_systems_named(cost_settings):
 
 def test_share_of_model_operations(cost_settings):
     settings = cost_settings(model={"n_layer": 3, "n_head": 2, "n_embd": 16, "context": 16})
-    assert flops_per_token(1000, settings) == 6 * 1000 + 12 * 3 * 2 * 8 * 16
+    assert flops_per_token(1000, settings.model) == 6 * 1000 + 12 * 3 * 2 * 8 * 16
     cost = Cost([2.0, 1.0, 4.0], None, 0.5, 1000, matmul_flops=1e6)
     by = {m.metric: m for m in measurements("sort", settings, cost)}
     assert by["step_s"].value == 2.0 and by["step_s"].stats["max"] == 4.0
