@@ -45,6 +45,8 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--scale", choices=SCALES, default="smoke", help="default: smoke")
     run.add_argument("--data-root", metavar="DIR", help="folder with local data; default: ADASPLASH_DATA")
     run.add_argument("--force", action="store_true", help="run again what has up-to-date records")
+    run.add_argument("--seeds", type=_seeds, metavar="N,N", help="with config files: these seeds alone, so that "
+                     "several GPUs can share an experiment")
     run.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help="default: results/")
     run.add_argument("--devices", type=int, default=1, metavar="N", help="GPUs of each node; default: 1")
     run.add_argument("--num-nodes", type=int, default=1, metavar="N", help="default: 1")
@@ -62,6 +64,13 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--data-root", metavar="DIR", help="folder with local data; default: ADASPLASH_DATA")
     doctor.set_defaults(command=_doctor)
     return parser
+
+
+def _seeds(text: str) -> frozenset[int]:
+    try:
+        return frozenset(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"got {text!r}, allowed are numbers with commas between") from None
 
 
 def select(experiments: Sequence[Experiment], pattern: str | None) -> list[Experiment]:
@@ -89,6 +98,8 @@ def _list(options: argparse.Namespace) -> int:
 def _run(options: argparse.Namespace) -> int:
     if options.only and not options.all:
         raise ConfigError("--only: goes with --all")
+    if options.seeds is not None and options.all:
+        raise ConfigError("--seeds: goes with config files, not with --all")
     if bool(options.configs) == options.all:
         given = "both" if options.all else "neither"
         raise ConfigError(f"run: got {given}, allowed are either config files or --all (python -m tasks list)")
@@ -103,7 +114,8 @@ def _run(options: argparse.Namespace) -> int:
     devices.check_launch()
     if devices.world > 1 and len(options.configs) != 1:
         raise ConfigError(f"--devices: got {devices.world} in all, allowed is 1 unless one config file is given")
-    run_options = Options(options.scale, data_root, options.force, options.results.resolve(), devices)
+    run_options = Options(options.scale, data_root, options.force, options.results.resolve(), devices,
+                          options.seeds)
     if options.all:
         experiments = select(find_experiments(), options.only)
         # An experiment comes after its base, whose runs it shares.

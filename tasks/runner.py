@@ -43,6 +43,7 @@ class Options:
     force: bool = False
     results: Path = RESULTS
     devices: Devices = Devices()
+    seeds: frozenset[int] | None = None  # leave out jobs of other seeds
 
     @property
     def workspace(self) -> Path:
@@ -85,6 +86,12 @@ def plan(experiment: Experiment, options: Options) -> tuple[Program, object, lis
     where = f"{experiment.file}: scale {options.scale}"
     if not jobs:
         raise ConfigError(f"{where}: the settings ask for no job, allowed is one or more")
+    if options.seeds is not None:
+        there = sorted({job.seed for job, _, _ in jobs if job.seed is not None})
+        if missing := sorted(options.seeds.difference(there)):
+            raise ConfigError(f"{where}: --seeds: got {', '.join(map(str, missing))}, allowed are "
+                              f"{', '.join(map(str, there)) or 'none: its jobs have no seed'}")
+        jobs = [entry for entry in jobs if entry[0].seed in options.seeds]
     due = not all(fresh for _, _, fresh in jobs)
     if due and options.devices.world > 1 and not program.distributed:
         raise UserError(f"{where}: --devices: got {options.devices.world} in all, allowed is 1: the program "
@@ -176,6 +183,8 @@ def _run_in_child(experiment: Experiment, options: Options) -> tuple[str, str]:
         command += ["--data-root", str(options.data_root)]
     if options.force:
         command += ["--force"]
+    if options.seeds is not None:
+        command += ["--seeds", ",".join(map(str, sorted(options.seeds)))]
     paths = [str(REPOSITORY), str(REPOSITORY / "kernels"), os.environ.get("PYTHONPATH", "")]
     child = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in paths if p)}
     with tempfile.TemporaryDirectory() as folder:
@@ -209,9 +218,10 @@ def _ending(code: int) -> str:
 
 
 def log_path(experiment: Experiment, options: Options) -> Path:
-    """Return the log file of an experiment at a scale; of several processes each has its own."""
+    """Return the log file of an experiment at a scale; of several processes, and of other seeds, each has its own."""
     process = f"-process{rank()}" if rank() else ""
-    return options.workspace / "logs" / f"{experiment.id.replace('/', '-')}-{options.scale}{process}.log"
+    seeds = "" if options.seeds is None else "-seeds-" + "-".join(map(str, sorted(options.seeds)))
+    return options.workspace / "logs" / f"{experiment.id.replace('/', '-')}-{options.scale}{seeds}{process}.log"
 
 
 def shown(path: Path) -> str:

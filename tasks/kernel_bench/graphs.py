@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tasks.kernel_bench.inputs import Tensors
-from tasks.kernel_bench.problem import Attention
+from tasks.kernel_bench.problem import Attention, NotMeasured
 from tasks.kernel_bench.timing import Clock, backward
 
 _WARMUP = 3  # calls on another stream, as capturing asks for
@@ -25,6 +25,9 @@ class GraphReplay:
     Attributes:
         out: (b, h, n, d), and
         gradients: to q, k and v; each replay writes them anew.
+
+    Raises:
+        NotMeasured: it does what cannot be captured, such as waiting for the GPU.
     """
 
     def __init__(self, attention: Attention, tensors: Tensors) -> None:
@@ -36,9 +39,14 @@ class GraphReplay:
         current.wait_stream(stream)
         torch.cuda.synchronize()
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            out = attention(*tensors.leaves)
-            self.gradients: tuple[Tensor, ...] = backward(out, tensors)
+        try:
+            with torch.cuda.graph(self._graph):
+                out = attention(*tensors.leaves)
+                self.gradients: tuple[Tensor, ...] = backward(out, tensors)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # calls work, as was seen above
+            raise NotMeasured("it cannot be captured as a CUDA graph") from error
         self.out = out.detach()
 
     def replay(self) -> None:
@@ -54,7 +62,8 @@ def checked(attention: Attention, tensors: Tensors,
         fault: says what is wrong with an output and gradients, or None.
 
     Raises:
-        RuntimeError: it cannot be captured, or what a replay computes is wrong.
+        NotMeasured: it cannot be captured.
+        RuntimeError: what a replay computes is wrong.
     """
     graph = GraphReplay(attention, tensors)
     graph.out.fill_(float("nan"))  # whatever the capture, or memory that was used before, has left there

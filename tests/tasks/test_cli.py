@@ -121,6 +121,7 @@ def test_run_wants_configs_or_all(capsys):
     assert refused(capsys, "run", TABLE4, "--all").startswith("run: got both, ")
     assert refused(capsys, "run", "--only", "x") == "--only: goes with --all"
     assert refused(capsys, "run", TABLE4, "--only", "x") == "--only: goes with --all"
+    assert refused(capsys, "run", "--all", "--seeds", "1") == "--seeds: goes with config files, not with --all"
 
 
 def test_only_that_matches_nothing_is_named(fakes, capsys):

@@ -10,6 +10,7 @@ import pytest
 
 import tasks.records
 from tasks.config import load_experiment
+from tasks.distributed import Devices
 from tasks.errors import ConfigError, NotImplementedYet, UserError
 from tasks.programs import find_program, is_implemented
 from tasks.records import read_records, records_path
@@ -65,6 +66,34 @@ def test_only_jobs_that_are_due_run(make_fake, options, ran):
     records.write_text(last.replace('"system": "a"', '"system": "b"'))
     assert run_experiment(make_fake("a"), options).state == DONE
     assert ran() == ["a (seed 0)"]
+
+
+def test_seeds_leave_the_other_jobs_to_later(make_fake, options, ran):
+    experiment = make_fake("a", "b", seeds=[0, 1, 2])
+    outcome = run_experiment(experiment, replace(options, seeds=frozenset([2, 0])))
+    assert outcome.detail == "jobs run: 4, up to date: 0"
+    assert ran() == ["a (seed 0)", "a (seed 2)", "b (seed 0)", "b (seed 2)"]
+    assert run_experiment(experiment, replace(options, seeds=frozenset([0]))).state == SKIPPED
+    assert run_experiment(experiment, options).detail == "jobs run: 2, up to date: 4"
+    assert ran() == ["a (seed 1)", "b (seed 1)"]
+    with pytest.raises(ConfigError, match=r"scale smoke: --seeds: got 3, 7, allowed are 0, 1, 2$"):
+        plan(experiment, replace(options, seeds=frozenset([7, 1, 3])))
+    names = {log_path(experiment, replace(options, seeds=seeds)) for seeds in (None, frozenset([0]), frozenset([0, 1]))}
+    assert len(names) == 3
+
+
+def test_other_devices_are_other_records_where_devices_count(make_fake, options, ran, monkeypatch):
+    experiment = make_fake("a")
+    program = find_program(experiment)
+    for by_devices, again in ((False, []), (True, ["a (seed 0)"])):
+        chosen = replace(program, distributed=True, by_devices=by_devices)
+        monkeypatch.setattr("tasks.runner.find_program", lambda _, chosen=chosen: chosen)
+        run_experiment(experiment, options)
+        ran()
+        for devices in (Devices(2), Devices(2, strategy="fsdp"), Devices(1, 2)):
+            run_experiment(experiment, replace(options, devices=devices))
+            assert ran() == again
+            assert run_experiment(experiment, replace(options, devices=devices)).state == SKIPPED
 
 
 CHANGES = {

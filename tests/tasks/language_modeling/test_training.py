@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 
 from adasplash_kernels.integrations.transformers import get_entmax_config
 from tasks.errors import DataError, UserError
-from tasks.language_modeling import callbacks, training
+from tasks.language_modeling import callbacks, gpt2, training
 from tasks.language_modeling.callbacks import LossCurve
 from tasks.language_modeling.data import TextDataModule
 
@@ -191,19 +191,25 @@ def test_precision_is_used(settings, train):
     assert rounded == pytest.approx(exact, rel=0.05)
 
 
-def test_model_is_compiled(settings, train, monkeypatch):
+def test_model_and_loss_are_compiled(settings, train, monkeypatch, request):
     graphs = []
 
     def backend(graph, inputs):
         graphs.append(graph)
         return graph
 
-    compile_module = torch.nn.Module.compile
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compile_module(module, backend=backend))
+    compile_function, asked = torch.compile, []
+
+    def compile_named(function):
+        asked.append(function.__name__)
+        return compile_function(function, backend=backend)
+
+    monkeypatch.setattr(torch, "compile", compile_named)  # a module's compile calls it too
+    request.addfinalizer(gpt2._compiled_cross_entropy.cache_clear)
     plain = train(settings(train={"steps": 2}), "entmax")
-    assert not graphs
+    assert not graphs and not asked
     compiled = train(settings(train={"steps": 2, "compile": True}), "entmax")
-    assert graphs
+    assert graphs and asked == ["_call_impl", "_cross_entropy"]
     assert compiled.final_loss == pytest.approx(plain.final_loss, abs=1e-4)
     assert list(compiled.load_model().state_dict()) == list(plain.load_model().state_dict())
 

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import PreTrainedTokenizerFast
 
 from adasplash_kernels.integrations.transformers import get_entmax_config, learned_alphas, observed
+from tasks.data.tokenizer import load_tokenizer
 from tasks.errors import UserError
 from tasks.language_modeling.export import export, load_exported
 from tasks.language_modeling.gpt2 import build_model
@@ -109,6 +111,18 @@ def test_exported_model_is_the_trained_one(system, dtype, settings, train, expor
         for alpha, other in zip(*(learned_alphas(m).values() for m in (loaded, trained) if system != "softmax"),
                                 strict=True) if system != "softmax" else ():  # fmt: skip
             torch.testing.assert_close(alpha, other, rtol=0, atol=unit)
+
+
+def test_a_tokenizer_of_embedded_text_is_exported_too(settings, train, exporting):
+    tokenizer = {"sources": ["embedded"], "vocab_size": 300}
+    wanted = settings(tokenizer=tokenizer, export={}, train={"steps": 1})
+    folder = export(train(wanted), wanted, Job("softmax", 0), exporting)
+    loaded = PreTrainedTokenizerFast.from_pretrained(folder)
+    original = load_tokenizer(wanted.tokenizer).backend
+    text = "A river wears down stones."
+    assert loaded(text)["input_ids"] == original(text)["input_ids"]
+    assert (len(loaded), loaded.eos_token_id) == (len(original), original.eos_token_id)
+    assert len(loaded) <= load_exported(folder).config.vocab_size
 
 
 def test_too_large_a_model_is_told_and_not_exported(settings, train, exporting, said):
