@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -109,6 +110,8 @@ def _run(options: argparse.Namespace) -> int:
     from tasks.runner import FAILED, Options, run_experiment, run_many
     from tasks.status import print_files, print_summary
 
+    # What tunes itself (the published kernels, FlashAttention-2 in Triton) does so once, not anew in every experiment.
+    os.environ.setdefault("TRITON_CACHE_AUTOTUNING", "1")
     data_root = find_data_root(options.data_root)
     devices = Devices(options.devices, options.num_nodes, options.strategy)
     devices.check_launch()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from .tile_sizes import INTERPRETED
 
-DENSEST = 2 / 3  # of the rows a block sees: a guess at where gathering stops paying
+# Of the rows a block sees, those above which it visits tiles instead of a list. Where both take as long on an H200
+# (docs/performance.md, ninth round); small inputs of tests would have no lists with it.
+DENSEST = 2 / 3 if INTERPRETED else 1 / 4
 ENTRIES = 2304  # of a list of columns, the most on average over the blocks of a head
 WORKSPACE = 40 * 2**20  # bytes of bits and of lists of queries that exist at once; at least those of one head
 PIECES = 512  # at the most, of a launch: about twice what a GPU works on at once

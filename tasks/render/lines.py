@@ -33,7 +33,7 @@ from tasks.render.picture import (
 
 MAX_TICKS = 12  # up to this many x values each gets its tick
 MAX_MARKERS = 25  # a trace with more points is a bare line with a marker now and then
-CROWDED = 0.035  # share of a logarithmic axis below which two x values are too close for a label each
+CHARACTER = 0.09  # inches of a label on the x axis, space to the next included
 PAPER = "paper"
 CROSSES = {"oom": ("x", "out of memory"), "failed": ("+", "failed")}
 TOP, ROW = 0.97, 0.045  # where the first row of crosses is, and how far apart they are, as shares of the height
@@ -84,16 +84,17 @@ def _shows(picture: Picture, series: Any) -> bool:
     return bool(there & {"ok", *CROSSES})
 
 
-def _places(picture: Picture, cells: list[Cell]) -> tuple[dict[Any, float], bool]:
+def _places(picture: Picture, cells: list[Cell], width: float) -> tuple[dict[Any, float], bool]:
     """Map x values to places on the axis: numbers stand where they are, names in a row; also say which.
 
-    Numbers that crowd a logarithmic axis, as 99 and 99.9 do, stand in a row too.
+    Numbers that crowd a logarithmic axis of this width (inches), as 99 and 99.9 do, stand in a row too.
     """
     values = in_order(picture.experiment, picture.spec.x, [c.get(picture.spec.x) for c in cells])
     numeric = all(is_number(v) for v in values)
     if numeric and picture.spec.xscale == "log" and 2 < len(values) <= MAX_TICKS and min(values) > 0:
         logs = [math.log(v) for v in values]
-        numeric = min(b - a for a, b in itertools.pairwise(logs)) > CROWDED * (logs[-1] - logs[0])
+        needed = CHARACTER * max(len(compact(v)) for v in values) / width
+        numeric = min(b - a for a, b in itertools.pairwise(logs)) > needed * (logs[-1] - logs[0])
     return {v: float(v) if numeric else float(i) for i, v in enumerate(values)}, numeric
 
 
@@ -112,7 +113,7 @@ def _lost(picture: Picture, series: Any) -> set[str]:
 def _draw_panel(ax: Axes, picture: Picture, cells: list[Cell], looks: dict[Any, Look],
                 rows_of: dict[Any, int], width: float) -> None:
     spec = picture.spec
-    places, numeric = _places(picture, cells)
+    places, numeric = _places(picture, cells, width)
     _axes(ax, picture, places, numeric, width)
     for series, style in looks.items():
         own = sorted((c for c in cells if c.get(spec.series) == series), key=lambda c: places[c.get(spec.x)])

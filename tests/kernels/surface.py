@@ -195,16 +195,22 @@ def supported(cell: Cell) -> bool:
 
 
 def interpreted_cells() -> tuple[Cell, ...]:
-    """Return the cells worth the interpreter's time: float32, and one of the two half precisions in turn.
+    """Return the cells worth the interpreter's time: one of the three dtypes in turn, and of columns two.
 
     The turn goes by method and feature, so each dtype meets each feature with some method and each method with some
-    feature. Cells that end at once, in an error or in eager float64, are all there.
+    feature. Of columns, whose lists hold other entries for half precision, it is float32 and one of the other two.
+    Cells that end at once, in an error or in eager attention, are all there.
     """
     order = {m: i for i, m in enumerate(METHODS)} | {f: i for i, f in enumerate(FEATURES)}
 
     def runs(cell: Cell) -> bool:
         method, feature, dtype = cell
-        return dtype not in HALVES or dtype == HALVES[(order[method] + order[feature]) % 2]
+        turn = order[method] + order[feature]
+        if method == "eager" or dtype not in KERNEL_DTYPES:
+            return True
+        if method == "columns":
+            return dtype not in HALVES or dtype == HALVES[turn % 2]
+        return dtype == (torch.float32, *HALVES)[turn % 3]
 
     return tuple(filter(runs, CELLS))
 
@@ -230,9 +236,9 @@ error that names the argument, and a cell of which all are refused is `-`.
 {dtypes}.
 
 Every cell is a test, `test_cell[METHOD-FEATURE-DTYPE]` in `tests/kernels/test_surface.py`; the one for the first
-cell is `{example}`. All run on a GPU. Without one, Triton's interpreter runs float32 and, in
-turn, one of float16 and bfloat16 of each method and feature. A test fails when this page differs from what the lists
-give. `method="auto"` takes eager on a CPU and for float64, and a kernel elsewhere.
+cell is `{example}`. All run on a GPU. Without one, Triton's interpreter runs one dtype of each method
+and feature in turn, and of `columns` two. A test fails when this page differs from what the lists give. `method="auto"`
+takes eager on a CPU and for float64, and a kernel elsewhere.
 
 {table}
 """

@@ -13,6 +13,7 @@ from calls import bind, op_arguments, plain, positions, random_qkv, stretch
 from column_cases import (
     ANY,
     HALF_TOO,
+    USUAL,
     Sides,
     check_lists,
     columns,
@@ -194,7 +195,7 @@ def test_long_rows_change_nothing(device, monkeypatch, compactions, case):
 
 
 @pytest.mark.parametrize(
-    ("spread", "densest"), [(0.01, limits.DENSEST), (0.01, ANY), (1000.0, limits.DENSEST)],
+    ("spread", "densest"), [(0.01, USUAL), (0.01, ANY), (1000.0, USUAL)],
 )  # fmt: skip
 @pytest.mark.parametrize("alpha", [1.4, 2.0])
 def test_score_scales(device, monkeypatch, spread, densest, alpha):
@@ -252,7 +253,7 @@ def test_queries_that_use_a_block_of_keys(device, monkeypatch, compactions, case
 @pytest.mark.usefixtures("maximum_drops_nan")
 @pytest.mark.parametrize(
     ("alpha", "densest", "entries", "place"),
-    [(1.3, limits.DENSEST, 2560, "inside"), (1.3, ANY, 2560, "late"), (1.5, ANY, 2560, "first"), (2.0, ANY, 4, "late"),
+    [(1.3, USUAL, 2560, "inside"), (1.3, ANY, 2560, "late"), (1.5, ANY, 2560, "first"), (2.0, ANY, 4, "late"),
      (2.0, 0.0, 2560, "inside")],
 )  # fmt: skip
 def test_bad_scores_reach_the_same_rows_as_ever(device, monkeypatch, alpha, densest, entries, place):
@@ -275,7 +276,7 @@ def test_bad_scores_reach_the_same_rows_as_ever(device, monkeypatch, alpha, dens
     torch.testing.assert_close(found, expected, equal_nan=True)
 
 
-@pytest.mark.parametrize(("densest", "entries"), [(ANY, 2560), (limits.DENSEST, 2560), (ANY, 8)])
+@pytest.mark.parametrize(("densest", "entries"), [(ANY, 2560), (USUAL, 2560), (ANY, 8)])
 @pytest.mark.parametrize("alpha", [1.25, 1.5, 2.0])
 def test_ties_are_all_listed(device, monkeypatch, compactions, alpha, densest, entries):
     """Equal keys have equal weights: every list is full or left out, and the output is the mean of the values."""

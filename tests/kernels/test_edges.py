@@ -59,6 +59,7 @@ def places(device, where: list[tuple[int, int, int]], batch: int, n: int, factor
     return found
 
 
+@pytest.mark.in_turn(2)
 @pytest.mark.parametrize("learned", [False, True], ids=["fixed alpha", "learned alpha"])
 @pytest.mark.parametrize("way", WAYS)
 def test_without_keys_all_is_zero(device, method, way, learned):
@@ -88,6 +89,7 @@ ONE_KEY = {
 }
 
 
+@pytest.mark.in_turn(2)
 @pytest.mark.parametrize("alpha", [1.0, 1.3, 1.5, 2.0])
 @pytest.mark.parametrize("way", ONE_KEY)
 def test_one_key_is_copied(device, method, way, alpha):
@@ -104,12 +106,14 @@ def check_against_value(method: str, q: Tensor, k: Tensor, v: Tensor, expected: 
     check_against_oracle(bind(method), plain(method), q, k, v, **options)
 
 
+@pytest.mark.in_turn(2)
 @pytest.mark.parametrize("alpha", [1.0, 1.5, 1.8, 2.0])
 def test_ties_share_equally(device, method, alpha):
     q, k, v = random_qkv(device, 9, 40 * stretch(device))
     check_against_value(method, torch.zeros_like(q), k, v, v.double().mean(2, keepdim=True), alpha=alpha)
 
 
+@pytest.mark.in_turn(2)
 @pytest.mark.parametrize("alpha", [1.0, 1.5, 1.8, 2.0])
 def test_tied_winners_share_equally(device, method, alpha):
     """Three equal keys in different tiles, ahead of all others by more than any support reaches."""
@@ -121,6 +125,7 @@ def test_tied_winners_share_equally(device, method, alpha):
     check_against_value(method, q, k, v, v[:, :, winners].double().mean(2, keepdim=True), alpha=alpha)
 
 
+@pytest.mark.in_turn(2)
 @pytest.mark.parametrize("spread", [0.01, 30.0, 1000.0])
 @pytest.mark.parametrize("alpha", [1.0, 1.4, 1.5, 2.0])
 def test_score_scales(device, method, spread, alpha):
@@ -128,6 +133,7 @@ def test_score_scales(device, method, spread, alpha):
     check_against_oracle(bind(method), plain(method), *qkv, alpha=alpha)
 
 
+@pytest.mark.in_turn(2)
 @pytest.mark.parametrize("shift", [-100.0, 100.0])
 @pytest.mark.parametrize("alpha", [1.0, 1.3, 1.5, 2.0])
 def test_shifting_all_scores_changes_nothing(device, method, shift, alpha):
@@ -150,6 +156,7 @@ def infected(x: Tensor, row: int, value: float) -> tuple[Tensor, Tensor]:
     return bad, large
 
 
+@pytest.mark.in_turn(3)
 @as_on_a_gpu
 @pytest.mark.parametrize("alpha", [1.0, 1.3, 1.5, 2.0])
 @pytest.mark.parametrize("value", BAD)
@@ -170,6 +177,7 @@ def test_bad_scores_reach_their_rows_and_end(device, method, where, value, alpha
     torch.testing.assert_close(found[~reached], expected[~reached])
 
 
+@pytest.mark.in_turn(2)
 @as_on_a_gpu
 @pytest.mark.parametrize("value", BAD)
 @pytest.mark.parametrize("where", ["q", "k", "v"])

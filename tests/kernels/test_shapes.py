@@ -10,6 +10,7 @@ from oracle import check_against_oracle
 pytestmark = pytest.mark.parametrize("method", METHODS)
 
 
+@pytest.mark.in_turn(2)
 @pytest.mark.parametrize(("n_q", "n_k"), [(1, 1), (1, 17), (17, 1), (16, 16), (5, 40), (40, 5), (63, 63), (113, 113)])
 @pytest.mark.parametrize("causal", [False, True])
 def test_lengths(device, method, n_q, n_k, causal):
@@ -21,6 +22,7 @@ def test_head_dims(device, method, head_dim):
     check_against_oracle(bind(method), plain(method), *random_qkv(device, 19, head_dim=head_dim), causal=True)
 
 
+@pytest.mark.in_turn(2)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("alpha", [1.3, 1.5, 2.0])
 def test_half_precision(device, method, dtype, alpha):
@@ -28,8 +30,15 @@ def test_half_precision(device, method, dtype, alpha):
     check_against_oracle(bind(method), plain(method), *qkv, alpha=alpha, causal=True)
 
 
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("integer", [torch.int32, torch.int64])
+@pytest.mark.parametrize(
+    ("causal", "integer"),
+    [
+        (False, torch.int32),
+        (True, torch.int64),
+        pytest.param(False, torch.int64, marks=pytest.mark.gpu),
+        pytest.param(True, torch.int32, marks=pytest.mark.gpu),
+    ],
+)
 def test_padding(device, method, causal, integer):
     starts = torch.tensor([0, 3, 9, 0], dtype=integer, device=device)
     lengths = torch.tensor([37, 37, 20, 0], dtype=integer, device=device)  # the last sequence is all padding

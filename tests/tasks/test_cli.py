@@ -216,6 +216,16 @@ def run(*arguments) -> int:
     return main(["run", *(str(a) for a in arguments)])
 
 
+def test_kernels_tune_themselves_once(make_fake, results, monkeypatch):
+    experiment = make_fake("a")
+    for given, found in ((None, "1"), ("0", "0")):
+        monkeypatch.delenv("TRITON_CACHE_AUTOTUNING", raising=False)
+        if given is not None:
+            monkeypatch.setenv("TRITON_CACHE_AUTOTUNING", given)
+        assert run(experiment.path, "--results", results, "--no-render") == 0
+        assert os.environ["TRITON_CACHE_AUTOTUNING"] == found
+
+
 def test_one_config_runs_and_says_how_it_ended(make_fake, results, capsys):
     path = make_fake("a", "b").path
     assert run(path, "--results", results, "--no-render") == 0

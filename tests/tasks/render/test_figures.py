@@ -111,13 +111,16 @@ def test_runs_without_a_result_leave_gaps_and_crosses_above_the_data(make_experi
 def test_values_that_crowd_a_logarithmic_axis_stand_in_a_row(make_experiment, make_record, metrics):
     spec = dataclasses.replace(LINES, panel="sweep")
     records = [make_record("softmax", 1.0, metric="fwd_ms", unit="ms", n=n, sweep=sweep)
-               for sweep, ns in (("share", (50, 90, 99, 99.9)), ("length", (512, 1024, 2048))) for n in ns]
-    share, length = draw_figure(make_experiment(figure=spec), records, "lab", metrics).axes
+               for sweep, ns in (("share", (50, 90, 99, 99.9)), ("length", (512, 1024, 2048)),
+                                 ("step", range(60, 541, 60))) for n in ns]  # fmt: skip
+    share, length, step = draw_figure(make_experiment(figure=spec), records, "lab", metrics).axes
     assert list(share.get_lines()[0].get_xdata()) == [0.0, 1.0, 2.0, 3.0]
     assert [t.get_text() for t in share.get_xticklabels()] == ["50", "90", "99", "99.9"]
     assert (share.get_xscale(), share.get_xlabel()) == ("linear", "Length (evenly spaced)")
     assert list(length.get_lines()[0].get_xdata()) == [512.0, 1024.0, 2048.0]
     assert (length.get_xscale(), length.get_xlabel()) == ("log", "Length")
+    assert list(step.get_lines()[0].get_xdata()) == list(range(9))
+    assert [t.get_text() for t in step.get_xticklabels()] == [str(n) for n in range(60, 541, 60)]
 
 
 @pytest.mark.parametrize(("low", "high", "expected"), [
