@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from tasks.data.items import Choice, LastWord
 from tasks.data.tokenizer import Tokenizer
-from tasks.models.likelihood import encode_pair, log_likelihoods
+from tasks.models.likelihood import encode_pairs, log_likelihoods
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def choose_endings(
     and without the space): ``ConfigurableTask.process_results`` of lm-eval divides by ``len(choice)``. Of endings that
     tie the first is chosen, as numpy's argmax does there.
     """
-    pairs = [encode_pair(tokenizer, item.context, f" {ending}") for item in items for ending in item.endings]
+    pairs = encode_pairs(tokenizer, [(item.context, f" {ending}") for item in items for ending in item.endings])
     found = iter(log_likelihoods(model, pairs, batch_tokens))
     right = right_norm = 0
     for item in items:
@@ -61,7 +61,7 @@ def guess_last_words(
     model: PreTrainedModel, tokenizer: Tokenizer, items: Sequence[LastWord], batch_tokens: int = 16_384
 ) -> LastWordScore:
     """Score the last word of each passage after the rest of it; perplexity is exp of minus the mean over words."""
-    pairs = [encode_pair(tokenizer, item.context, item.word) for item in items]
+    pairs = encode_pairs(tokenizer, [(item.context, item.word) for item in items])
     found = log_likelihoods(model, pairs, batch_tokens)
     mean = math.fsum(f.log for f in found) / len(items)
     return LastWordScore(sum(f.greedy for f in found) / len(items), math.exp(-mean), len(items))

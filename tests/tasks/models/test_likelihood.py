@@ -16,7 +16,7 @@ from tasks.data.items import Choice, LastWord
 from tasks.data.tokenizer import Tokenizer
 from tasks.errors import DataError
 from tasks.models import likelihood
-from tasks.models.likelihood import encode_pair, log_likelihoods
+from tasks.models.likelihood import encode_pairs, log_likelihoods
 from tasks.models.zero_shot import choose_endings, guess_last_words
 
 TEXT = ["the river wears down the stone", "wind and water, slowly", "under the bright stone"]
@@ -163,7 +163,7 @@ def letters(text: str) -> list[int]:
 @pytest.fixture
 def by_letter(monkeypatch):
     """Items over the letters a, b, é and the space, a token each."""
-    monkeypatch.setattr("tasks.models.zero_shot.encode_pair", lambda _, a, b: (letters(a), letters(b)))
+    monkeypatch.setattr("tasks.models.zero_shot.encode_pairs", lambda _, texts: [tuple(map(letters, x)) for x in texts])
     # after anything: space 0.4, a 0.3, b 0.2, é 0.1
     return Bigram(torch.tensor([[0.4, 0.3, 0.2, 0.1]] * 4))
 
@@ -189,7 +189,7 @@ def test_the_first_of_equal_endings_is_chosen(by_letter):
 
 def test_last_words_by_hand(monkeypatch):
     table = torch.tensor([[0.01, 0.6, 0.29, 0.1], [0.7, 0.1, 0.1, 0.1], [0.2, 0.2, 0.5, 0.1], [0.25, 0.25, 0.25, 0.25]])
-    monkeypatch.setattr("tasks.models.zero_shot.encode_pair", lambda _, a, b: (letters(a), letters(b)))
+    monkeypatch.setattr("tasks.models.zero_shot.encode_pairs", lambda _, texts: [tuple(map(letters, x)) for x in texts])
     items = [LastWord("a", " a"), LastWord("a", " b"), LastWord("b", " a")]  # the last is not greedy: b follows b
     score = guess_last_words(Bigram(table), None, items)
     probabilities = [0.7 * 0.6, 0.7 * 0.29, 0.2 * 0.6]
@@ -202,14 +202,20 @@ def test_pairs_are_encoded_together(tokenizer):
     def ids(text: str) -> list[int]:
         return tokenizer.backend(text, add_special_tokens=False)["input_ids"]
 
-    context, continuation = encode_pair(tokenizer, "the river", " wears down")
+    first, spaced, alone, spaces, again = encode_pairs(tokenizer, [
+        ("the river", " wears down"), ("the river ", "wears down"), ("", " stone"), ("  ", "stone"),
+        ("the river", " a stone"),
+    ])  # fmt: skip
+    context, continuation = first
     assert context + continuation == ids("the river wears down")
-    assert context == ids("the river")
-    assert encode_pair(tokenizer, "the river ", "wears down") == (context, continuation)  # the space goes over
-    assert encode_pair(tokenizer, "", " stone") == ([tokenizer.backend.eos_token_id], ids(" stone"))
-    assert encode_pair(tokenizer, "  ", "stone") == ([tokenizer.backend.eos_token_id], ids("  stone"))
+    assert context == ids("the river") == again[0]
+    assert spaced == first  # the space goes over
+    assert alone == ([tokenizer.backend.eos_token_id], ids(" stone"))
+    assert spaces == ([tokenizer.backend.eos_token_id], ids("  stone"))
+    assert again[0] + again[1] == ids("the river a stone")
+    assert encode_pairs(tokenizer, []) == []
     with pytest.raises(DataError, match="^tokenizer: tiny leaves no token for ''"):
-        encode_pair(tokenizer, "the river", "")
+        encode_pairs(tokenizer, [("a", "stone"), ("the river", "")])
 
 
 def test_scores_of_a_real_tokenizer_by_brute_force(make_model, tokenizer):
@@ -218,7 +224,7 @@ def test_scores_of_a_real_tokenizer_by_brute_force(make_model, tokenizer):
     items.append(Choice("under the bright stone " * 4, ("wind", "the", "river"), 0))
     right = right_norm = 0
     for item in items:
-        pairs = [encode_pair(tokenizer, item.context, " " + ending) for ending in item.endings]
+        pairs = encode_pairs(tokenizer, [(item.context, " " + ending) for ending in item.endings])
         logs = [brute_force(model, (a + b)[-(POSITIONS + 1):][: -len(b)], b)[0] for a, b in pairs]
         right += max(range(3), key=lambda i: logs[i]) == item.label
         right_norm += max(range(3), key=lambda i: logs[i] / len(item.endings[i])) == item.label
