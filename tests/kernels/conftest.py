@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -18,16 +19,24 @@ EMPTY = torch.empty, torch.empty_like
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Without a GPU, run one case in n of tests marked ``in_turn(n)``, chosen by name and so always the same.
+    """Without a GPU, run one case in n of tests marked ``in_turn(n)``, and any with a value that none of those has.
 
-    What the interpreter has no part in, eager attention, runs whole.
+    Names decide which, so they are always the same. What the interpreter has no part in, eager attention, runs whole.
     """
+    if torch.cuda.is_available():
+        return
+    tests: dict[str, list[Any]] = {}
     for item in items:
-        turn = None if torch.cuda.is_available() else item.get_closest_marker("in_turn")
-        if turn is None or item.callspec.params.get("method") == "eager":
-            continue
-        if zlib.crc32(item.name.encode()) % turn.args[0]:
-            item.add_marker(pytest.mark.skip(reason=f"the interpreter runs one case in {turn.args[0]}, a GPU all"))
+        thinned = item.get_closest_marker("in_turn") and not item.get_closest_marker("gpu")
+        if thinned and item.callspec.params.get("method") != "eager":
+            tests.setdefault(item.nodeid.split("[")[0], []).append(item)
+    for cases in tests.values():
+        n, seen = cases[0].get_closest_marker("in_turn").args[0], set()
+        for place, item in enumerate(sorted(cases, key=lambda item: zlib.crc32(item.name.encode()))):
+            values = {(name, str(value)) for name, value in item.callspec.params.items()}
+            if place * n >= len(cases) and values <= seen:
+                item.add_marker(pytest.mark.skip(reason=f"the interpreter runs one case in {n}, a GPU all"))
+            seen |= values
 
 
 @pytest.fixture(autouse=True)

@@ -95,6 +95,7 @@ def scattered(problem: Problem, lists: Tensor, weights: Tensor, rounds: list[int
 SHARES = (0.3, 1.0, 0.0, 0.02, 0.6)  # of the keys, in the lists of a head's blocks in turn
 
 
+@pytest.mark.in_turn(2)
 @pytest.mark.parametrize("dtype", HALF_TOO)
 @pytest.mark.parametrize("limit", ["none", "too dense", "no room"])
 @pytest.mark.parametrize(("n_q", "n_k", "parts"), [(75, 150, 4), (33, 75, 2), (5, 40, 1)])

@@ -74,6 +74,7 @@ def test_masks(device, taken, mask):
     check(taken, *qkv, **on_device(MASKS[mask], device))
 
 
+@pytest.mark.in_turn(2)
 @by_method
 @pytest.mark.parametrize("alpha", [1.0, 1.1, 1.5, 1.75, 2.0, "scalar", "one element", "per head"])
 def test_alphas(device, taken, method, alpha):
@@ -126,6 +127,7 @@ def test_strides(device, taken):
     assert taken == [METHOD] * 6
 
 
+@pytest.mark.in_turn(2)
 @by_method
 @pytest.mark.parametrize("alpha", [1.0, 1.3, 1.5, 2.0])
 def test_as_accurate_as_the_ordinary_path(device, taken, monkeypatch, method, alpha):

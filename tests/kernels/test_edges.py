@@ -59,7 +59,7 @@ def places(device, where: list[tuple[int, int, int]], batch: int, n: int, factor
     return found
 
 
-@pytest.mark.in_turn(2)
+@pytest.mark.in_turn(3)
 @pytest.mark.parametrize("learned", [False, True], ids=["fixed alpha", "learned alpha"])
 @pytest.mark.parametrize("way", WAYS)
 def test_without_keys_all_is_zero(device, method, way, learned):
@@ -89,7 +89,7 @@ ONE_KEY = {
 }
 
 
-@pytest.mark.in_turn(2)
+@pytest.mark.in_turn(3)
 @pytest.mark.parametrize("alpha", [1.0, 1.3, 1.5, 2.0])
 @pytest.mark.parametrize("way", ONE_KEY)
 def test_one_key_is_copied(device, method, way, alpha):
@@ -177,7 +177,7 @@ def test_bad_scores_reach_their_rows_and_end(device, method, where, value, alpha
     torch.testing.assert_close(found[~reached], expected[~reached])
 
 
-@pytest.mark.in_turn(2)
+@pytest.mark.in_turn(3)
 @as_on_a_gpu
 @pytest.mark.parametrize("value", BAD)
 @pytest.mark.parametrize("where", ["q", "k", "v"])

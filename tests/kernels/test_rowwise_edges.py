@@ -25,6 +25,7 @@ def one_alpha(alpha: float | str, device: str, rows: int) -> float | Tensor:
     return torch.full((rows, 1), 1.4, device=device, requires_grad=True) if alpha == "tensor" else alpha
 
 
+@pytest.mark.in_turn(2)
 @by_method
 @by_kinds
 def test_rows_without_a_choice(device, method, alpha):
@@ -46,6 +47,7 @@ def test_rows_without_a_choice(device, method, alpha):
     assert all((y[0] == 0).all() for y in d_alpha)
 
 
+@pytest.mark.in_turn(2)
 @by_method
 @by_kinds
 @pytest.mark.parametrize("size", [1e4, 1e6, 1e8, 1e20])
@@ -53,6 +55,7 @@ def test_huge_scores(device, method, alpha, size):
     check(method, size * random_scores(device, 3, 40), one_alpha(alpha, device, 3))
 
 
+@pytest.mark.in_turn(2)
 @pytest.mark.usefixtures("maximum_drops_nan")
 @by_method
 @by_kinds
@@ -85,6 +88,7 @@ def test_second_derivative_is_refused(device, method, wrt):
         (gradient.square().sum() + p.sum()).backward()  # must not drop the first term silently
 
 
+@pytest.mark.in_turn(2)
 @by_method
 @pytest.mark.parametrize(("alpha", "dtype"), [(1.5, torch.float16), ("tensor", torch.float32)])
 def test_custom_ops_are_well_formed(device, method, alpha, dtype):
@@ -102,6 +106,7 @@ def test_custom_ops_are_well_formed(device, method, alpha, dtype):
         torch.library.opcheck(entmax_backward_op, (x, alpha, theta, torch.ones_like(p), kind, need_alpha))
 
 
+@pytest.mark.in_turn(2)
 @by_method
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("alpha", [1.5, "tensor"])

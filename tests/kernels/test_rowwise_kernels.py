@@ -33,6 +33,7 @@ TENSORS = {
 }
 
 
+@pytest.mark.in_turn(2)
 @by_method
 @pytest.mark.parametrize("alpha", NUMBERS)
 @pytest.mark.parametrize("spread", [0.1, 3.0, 1000.0])
@@ -56,6 +57,7 @@ def test_tensors_of_other_kinds(device, method, kind):
     check(method, random_scores(device, 2, 20), alpha.requires_grad_(kind != "does not require grad"))
 
 
+@pytest.mark.in_turn(2)
 @by_method
 @pytest.mark.parametrize("n", [1, 2, 31, 32, 33, 100, pytest.param(1000, marks=pytest.mark.gpu),
                                pytest.param(5000, marks=pytest.mark.gpu)])  # fmt: skip
@@ -71,6 +73,7 @@ def test_numbers_of_rows(device, method, rows):
     check(method, random_scores(device, rows, 20), 1.5)
 
 
+@pytest.mark.in_turn(2)
 @by_method
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("alpha", [1.0, 1.5, learned(1.3), learned(1.2, 1.9, shape=(2, 1))])
@@ -79,6 +82,7 @@ def test_half_precision(device, method, dtype, alpha):
     check(method, x, alpha(device) if callable(alpha) else alpha)
 
 
+@pytest.mark.in_turn(2)
 @by_method
 @pytest.mark.parametrize("dim", [0, 1, -1])
 def test_dims(device, method, dim):

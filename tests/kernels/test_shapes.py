@@ -10,7 +10,7 @@ from oracle import check_against_oracle
 pytestmark = pytest.mark.parametrize("method", METHODS)
 
 
-@pytest.mark.in_turn(2)
+@pytest.mark.in_turn(3)
 @pytest.mark.parametrize(("n_q", "n_k"), [(1, 1), (1, 17), (17, 1), (16, 16), (5, 40), (40, 5), (63, 63), (113, 113)])
 @pytest.mark.parametrize("causal", [False, True])
 def test_lengths(device, method, n_q, n_k, causal):

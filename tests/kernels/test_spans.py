@@ -158,6 +158,7 @@ def check(device: str, n_q: int, n_k: int, batch: int, fields: dict[str, Tensor]
         check_side(by_key[0][b], by_key[1][b], seen[b].T, distance[b].T)
 
 
+@pytest.mark.in_turn(2)
 @by_kind
 @by_rule
 def test_kernels_see_the_dense_mask(device, kind, causal, window):

@@ -82,6 +82,7 @@ def test_one_score_out_of_reach_of_the_others(device, method, alpha):
 
 
 @by_method
+@pytest.mark.in_turn(2)
 @pytest.mark.parametrize(("alpha", "kind"), [(1.25, GENERAL), (1.5, "1.5"), (2.0, "2")])
 @pytest.mark.parametrize("shift", [0.0, 300.0])
 def test_a_crowd_inside_the_edge(device, method, alpha, kind, shift):

@@ -30,6 +30,7 @@ def test_thresholds_are_accurate(device, method, alpha, spread):
     assert ((theta - exact).abs() <= 4 * FLOAT32 * terms + 2e-6).all()
 
 
+@pytest.mark.in_turn(2)
 @pytest.mark.parametrize("method", [m for m in KERNELS if THRESHOLDS[m].lists == "tiles"])
 @pytest.mark.parametrize("masks", ["dense", "causal", "window", "padded", "packed"])
 @pytest.mark.parametrize("alpha", [1.25, 1.5, 2.0])
