@@ -4,7 +4,7 @@ set -euo pipefail
 
 usage() {
   cat <<'TEXT'
-usage: ./run_all.sh [--scale smoke|lab|paper] [--only PATTERN] [--data-root DIR] [--force]
+usage: ./run_all.sh [--scale smoke|lab|paper] [--only PATTERN] [--data-root DIR] [--gpus N] [--force]
 
 Runs the experiments of configs/, then renders results/ (tables, figures, the index results/README.md).
 
@@ -12,6 +12,7 @@ Runs the experiments of configs/, then renders results/ (tables, figures, the in
                      lab: real data, reduced budget, one GPU; paper: the papers' own settings
   --only PATTERN     only the experiments that match, e.g. 'adasplash/table*'
   --data-root DIR    a folder with data; without it ADASPLASH_DATA, the Hugging Face hub, or the embedded data
+  --gpus N           experiments side by side, one a GPU
   --force            run again what has up-to-date records
   --help             this text
 
@@ -25,11 +26,14 @@ scale=smoke
 options=(--all)
 while [ $# -gt 0 ]; do
   case $1 in
-    --scale | --only | --data-root) [ $# -ge 2 ] || usage_error "$1 needs a value" ;;
+    --scale | --only | --data-root | --gpus) [ $# -ge 2 ] || usage_error "$1 needs a value" ;;
   esac
   case $1 in
     --scale) scale=$2; shift ;;
     --only) options+=(--only "$2"); shift ;;
+    --gpus)
+      [[ $2 =~ ^[1-9][0-9]*$ ]] || usage_error "--gpus: $2 is not a number of GPUs"
+      options+=(--gpus "$2"); shift ;;
     --data-root)
       [ -d "$2" ] || usage_error "--data-root: $2 is not a folder"
       options+=(--data-root "$(CDPATH='' cd -- "$2" && pwd)"); shift ;;

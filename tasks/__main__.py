@@ -7,6 +7,7 @@ import fnmatch
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,6 +50,8 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--seeds", type=_seeds, metavar="N,N", help="with config files: these seeds alone, so that "
                      "several GPUs can share an experiment")
     run.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help="default: results/")
+    run.add_argument("--gpus", type=int, default=1, metavar="N", help="run experiments side by side, one a GPU; "
+                     "default: 1")
     run.add_argument("--devices", type=int, default=1, metavar="N", help="GPUs of each node; default: 1")
     run.add_argument("--num-nodes", type=int, default=1, metavar="N", help="default: 1")
     run.add_argument("--strategy", default="auto", metavar="NAME", help="auto, ddp or fsdp; default: auto")
@@ -108,6 +111,7 @@ def _run(options: argparse.Namespace) -> int:
     from tasks.distributed import Devices, rank
     from tasks.programs import find_program, is_implemented
     from tasks.runner import FAILED, Options, run_experiment, run_many
+    from tasks.side_by_side import run_side_by_side
     from tasks.status import print_files, print_summary
 
     # What tunes itself (the published kernels, FlashAttention-2 in Triton) does so once, not anew in every experiment.
@@ -115,8 +119,13 @@ def _run(options: argparse.Namespace) -> int:
     data_root = find_data_root(options.data_root)
     devices = Devices(options.devices, options.num_nodes, options.strategy)
     devices.check_launch()
+    if options.gpus < 1:
+        raise ConfigError(f"--gpus: got {options.gpus}, allowed is 1 or more")
+    if options.gpus > 1 and devices.world > 1:
+        raise ConfigError(f"--gpus: got {options.gpus}, allowed with --devices is 1")
     if devices.world > 1 and len(options.configs) != 1:
         raise ConfigError(f"--devices: got {devices.world} in all, allowed is 1 unless one config file is given")
+    run_several = run_many if options.gpus == 1 else partial(run_side_by_side, gpus=options.gpus)
     run_options = Options(options.scale, data_root, options.force, options.results.resolve(), devices,
                           options.seeds)
     if options.all:
@@ -125,7 +134,7 @@ def _run(options: argparse.Namespace) -> int:
         runnable = sorted((e for e in experiments if is_implemented(e)), key=lambda e: e.base is not None)
         if not runnable:
             raise NotImplementedYet(f"--only: not implemented yet: {', '.join(e.id for e in experiments)}")
-        outcomes = run_many(runnable, run_options)
+        outcomes = run_several(runnable, run_options)
         waiting = [e for e in experiments if e not in runnable]
     else:
         experiments = [load_experiment(path) for path in options.configs]
@@ -134,10 +143,10 @@ def _run(options: argparse.Namespace) -> int:
         waiting = []
         if options.outcome:
             return _run_for_parent(experiments[0], run_options, options.outcome)
-        if len(experiments) == 1:
+        if len(experiments) == 1 and options.gpus == 1:
             outcomes = [run_experiment(experiments[0], run_options)]
         else:
-            outcomes = run_many(experiments, run_options)
+            outcomes = run_several(experiments, run_options)
     if rank():
         return 1 if any(o.state == FAILED for o in outcomes) else 0
     print_summary(outcomes, waiting)  # before rendering, which may find fault with a record or config

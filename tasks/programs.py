@@ -64,6 +64,9 @@ class Program:
         obstacle: settings and data root to why this machine cannot run them, or None.
         distributed: whether ``run`` may be called in several processes at once, one a device (``context.devices``).
         by_devices: whether the devices decide the outcome too, so that other devices mean other records.
+        seeds_apart: whether jobs of different seeds may run at the same time, in processes that share the workspace.
+        needs: settings to the ids of experiments whose runs this one uses, besides those of its base.
+        uses_base: whether it uses the runs of its base, and not its settings alone.
     """
 
     settings: type
@@ -73,6 +76,9 @@ class Program:
     obstacle: Callable[[Any, Path | None], str | None] = lambda settings, data_root: None
     distributed: bool = False
     by_devices: bool = False
+    seeds_apart: bool = False
+    needs: Callable[[Any], Sequence[str]] = lambda settings: ()
+    uses_base: bool = False
 
 
 def is_implemented(experiment: Experiment) -> bool:

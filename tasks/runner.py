@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -163,13 +163,23 @@ def run_many(experiments: Sequence[Experiment], options: Options) -> list[Outcom
     for number, experiment in enumerate(experiments, 1):
         print(f"[{number}/{len(experiments)}] {experiment.id}: {experiment.title}", flush=True)
         started = time.monotonic()
-        outcome = _run_in_child(experiment, options)
+        outcome = run_in_child(experiment, options)
         outcomes.append(Outcome(experiment, *outcome, seconds=time.monotonic() - started))
         print(f"  {outcome[0]}{': ' + outcome[1] if outcome[1] else ''}", flush=True)
     return outcomes
 
 
-def _run_in_child(experiment: Experiment, options: Options) -> tuple[str, str]:
+def run_in_child(experiment: Experiment, options: Options, environment: Mapping[str, str] | None = None,
+                 say: Callable[[str], None] | None = None) -> tuple[str, str]:  # fmt: skip
+    """Run an experiment in a process of its own; return how it ended, and the details.
+
+    Args:
+        environment: variables for the child, over those of this process.
+        say: what gets the lines that it prints; without it the child prints where this process does.
+
+    Raises:
+        KeyboardInterrupt: the child was interrupted.
+    """
     try:
         if all(fresh for _, _, fresh in plan(experiment, options)[2]):
             return SKIPPED, "--force runs it again"
@@ -186,10 +196,10 @@ def _run_in_child(experiment: Experiment, options: Options) -> tuple[str, str]:
     if options.seeds is not None:
         command += ["--seeds", ",".join(map(str, sorted(options.seeds)))]
     paths = [str(REPOSITORY), str(REPOSITORY / "kernels"), os.environ.get("PYTHONPATH", "")]
-    child = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in paths if p)}
+    child = {**os.environ, **(environment or {}), "PYTHONPATH": os.pathsep.join(p for p in paths if p)}
     with tempfile.TemporaryDirectory() as folder:
         note = Path(folder) / "outcome"
-        code = subprocess.run([*command, "--outcome", str(note)], env=child).returncode
+        code = _run([*command, "--outcome", str(note)], child, say)
         state, _, detail = note.read_text(encoding="utf-8").partition("\n") if note.exists() else ("", "", "")
     if state:
         return state, detail
@@ -197,6 +207,17 @@ def _run_in_child(experiment: Experiment, options: Options) -> tuple[str, str]:
         raise KeyboardInterrupt
     log = log_path(experiment, options)
     return FAILED, _ending(code) + (f" (log: {shown(log)})" if log.exists() else "")
+
+
+def _run(command: Sequence[str], environment: Mapping[str, str], say: Callable[[str], None] | None) -> int:
+    if say is None:
+        return subprocess.run(command, env=environment).returncode
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                          errors="replace") as process:  # fmt: skip
+        assert process.stdout is not None
+        for line in process.stdout:
+            say(line.rstrip())
+    return process.returncode
 
 
 def write_outcome(path: Path, state: str, detail: str) -> None:

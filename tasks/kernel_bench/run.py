@@ -119,7 +119,8 @@ PROGRAMS = {
     "solver_error": Program(solver_error.ErrorSettings, solver_error.jobs, solver_error.solver_error,
                             obstacle=solver_error.obstacle),
     "solver_updates": Program(solver_updates.UpdateSettings, solver_updates.jobs, solver_updates.solver_updates,
-                              solver_updates.identity, solver_updates.obstacle),
+                              solver_updates.identity, solver_updates.obstacle,
+                              needs=lambda settings: [settings.training_trace.run]),
     "count_reads": Program(ReadsSettings, reads.jobs, reads.count_reads, _identity, _obstacle),
     "mapping_surfaces": Program(mappings.SurfaceSettings, mappings.jobs, mappings.mapping_surfaces),
 }  # fmt: skip

@@ -170,10 +170,11 @@ def throughput(job: Job, settings: TrainSettings, context: Context) -> list[Meas
 
 
 PROGRAMS = {
-    "train": Program(TrainSettings, _jobs, train, _identity, _obstacle, distributed=True),
-    "loss_curve": Program(TrainSettings, _jobs, loss_curve, _identity, _obstacle, distributed=True),
-    "text_loss": Program(TrainSettings, _jobs, text_loss, _identity, _obstacle, distributed=True),
-    "nonzero_ratio": Program(NonzeroSettings, _entmax_jobs, nonzero_ratio, _identity, _obstacle, distributed=True),
+    "train": Program(TrainSettings, _jobs, train, _identity, _obstacle, distributed=True, seeds_apart=True),
+    "loss_curve": Program(TrainSettings, _jobs, loss_curve, _identity, _obstacle, distributed=True, uses_base=True),
+    "text_loss": Program(TrainSettings, _jobs, text_loss, _identity, _obstacle, distributed=True, uses_base=True),
+    "nonzero_ratio": Program(NonzeroSettings, _entmax_jobs, nonzero_ratio, _identity, _obstacle, distributed=True,
+                             uses_base=True),
     "throughput": Program(ThroughputSettings, _measured_jobs, throughput, _identity, _obstacle, distributed=True,
                           by_devices=True),
     "step_cost": Program(CostSettings, _measured_jobs, step_cost, obstacle=_cost_obstacle),

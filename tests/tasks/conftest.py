@@ -38,7 +38,9 @@ VALID: dict[str, Any] = {
 FAMILY = '''
 import os
 import signal
+import time
 from dataclasses import dataclass
+from pathlib import Path
 
 from tasks.errors import DataError
 from tasks.programs import Job, Program
@@ -51,6 +53,7 @@ class Settings:
     seeds: tuple[int, ...] = (0,)
     value: float = 1.0
     obstacle: str | None = None
+    needs: tuple[str, ...] = ()
 
 
 def jobs(settings):
@@ -74,6 +77,27 @@ def raises():
 def raises_when_told():
     if os.environ.get("FAKE_FAILS"):
         raises()
+
+
+def meet():
+    """Wait for another process that does the same."""
+    folder = Path(os.environ["FAKE_PLACE"])
+    (folder / f"gpu-{os.environ['CUDA_VISIBLE_DEVICES']}").touch()
+    for _ in range(300):
+        if len(list(folder.glob("gpu-*"))) >= 2:
+            return
+        time.sleep(0.05)
+    raise TimeoutError("nobody came")
+
+
+def base():
+    time.sleep(0.5)
+    Path(os.environ["FAKE_PLACE"], "base").touch()
+
+
+def after():
+    if not Path(os.environ["FAKE_PLACE"], "base").exists():
+        raise RuntimeError("too early")
 
 
 def user_error():
@@ -116,7 +140,7 @@ def out_of_memory():
 
 
 ACTS = {f.__name__: f for f in (raises, raises_when_told, user_error, interrupt, interrupt_as_lightning_does, leave,
-                                kill, not_finite, not_json, infinite_param, out_of_memory)}
+                                kill, not_finite, not_json, infinite_param, out_of_memory, meet, base, after)}
 ACTS["nothing"] = list
 
 PROGRAMS = {
@@ -124,6 +148,8 @@ PROGRAMS = {
                     identity=lambda settings, data_root: {"data": data_root.name if data_root else "embedded"},
                     obstacle=lambda settings, data_root: settings.obstacle),
     "shared": Program(Settings, jobs, run, distributed=True),
+    "apart": Program(Settings, jobs, run, seeds_apart=True),
+    "using": Program(Settings, jobs, run, uses_base=True, needs=lambda settings: settings.needs),
 }
 '''
 
