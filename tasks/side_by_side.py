@@ -61,7 +61,7 @@ def run_side_by_side(experiments: Sequence[Experiment], options: Options, gpus: 
     parts = [part for experiment in experiments for part in parts_of(experiment, options, gpus)]
     state = _State(parts, len(parts), {e.id: needs_of(e, options) - {e.id} for e in experiments},
                    {e.id: sum(p.experiment is e for p in parts) for e in experiments})  # fmt: skip
-    threads = max(1, (os.cpu_count() or 1) // gpus)
+    threads = os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // gpus)
     workers = [threading.Thread(target=_work, args=(state, options, device, str(threads)), daemon=True)
                for device in devices]  # fmt: skip
     for worker in workers:

@@ -143,5 +143,8 @@ def test_threads_are_shared(make, options, monkeypatch):
     seen = []
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     monkeypatch.setattr(module, "run_in_child", lambda e, o, environment, say: seen.append(environment) or (DONE, ""))
-    run_side_by_side([make(f"e{i}", "a") for i in range(2)], options, 2)
-    assert {x["OMP_NUM_THREADS"] for x in seen} == {"4"}
+    for given, expected in (("", "4"), ("3", "3")):
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+        run_side_by_side([make(f"e{i}", "a") for i in range(2)], options, 2)
+        assert {x["OMP_NUM_THREADS"] for x in seen} == {expected}
+        seen.clear()
