@@ -59,7 +59,7 @@ def run_side_by_side(experiments: Sequence[Experiment], options: Options, gpus: 
     """
     devices = visible_devices(gpus)
     parts = [part for experiment in experiments for part in parts_of(experiment, options, gpus)]
-    state = _State(parts, len(parts), {e.id: needs_of(e, options) - {e.id} for e in experiments},
+    state = _State(list(parts), len(parts), {e.id: needs_of(e, options) - {e.id} for e in experiments},
                    {e.id: sum(p.experiment is e for p in parts) for e in experiments})  # fmt: skip
     threads = os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // gpus)
     workers = [threading.Thread(target=_work, args=(state, options, device, str(threads)), daemon=True)
@@ -79,7 +79,8 @@ def run_side_by_side(experiments: Sequence[Experiment], options: Options, gpus: 
         raise
     if state.error is not None:
         raise state.error
-    return [_merged(e, [x for x in state.ended if x[0].experiment is e]) for e in experiments]
+    in_order = sorted(state.ended, key=lambda ended: parts.index(ended[0]))
+    return [_merged(e, [x for x in in_order if x[0].experiment is e]) for e in experiments]
 
 
 def visible_devices(gpus: int) -> list[str]:
