@@ -59,7 +59,7 @@ def run_side_by_side(experiments: Sequence[Experiment], options: Options, gpus: 
     """
     devices = visible_devices(gpus)
     parts = [part for experiment in experiments for part in parts_of(experiment, options, gpus)]
-    state = _State(list(parts), len(parts), {e.id: needs_of(e, options) - {e.id} for e in experiments},
+    state = _State(list(parts), len(parts), order_of(experiments, options),
                    {e.id: sum(p.experiment is e for p in parts) for e in experiments})  # fmt: skip
     threads = os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // gpus)
     workers = [threading.Thread(target=_work, args=(state, options, device, str(threads)), daemon=True)
@@ -108,6 +108,23 @@ def parts_of(experiment: Experiment, options: Options, gpus: int) -> list[Part]:
     if not program.seeds_apart or len(seeds) < 2:
         return [Part(experiment)]
     return [Part(experiment, tuple(seeds[i::gpus])) for i in range(min(gpus, len(seeds)))]
+
+
+def order_of(experiments: Sequence[Experiment], options: Options) -> dict[str, set[str]]:
+    """Return for each experiment the ids of those that are to end before it starts.
+
+    Where several use the runs of one that is not among them, the first of them makes these runs.
+    """
+    ids = {e.id for e in experiments}
+    order: dict[str, set[str]] = {}
+    makers: dict[str, str] = {}
+    for experiment in experiments:
+        needs = needs_of(experiment, options) - {experiment.id}
+        for missing in needs - ids:
+            if (maker := makers.setdefault(missing, experiment.id)) != experiment.id:
+                needs.add(maker)
+        order[experiment.id] = needs
+    return order
 
 
 def needs_of(experiment: Experiment, options: Options) -> set[str]:

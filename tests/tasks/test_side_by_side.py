@@ -86,6 +86,12 @@ def test_what_uses_the_runs_of_another_comes_after_it(make, options, how):
     assert [o.state for o in outcomes] == [DONE] * 3, [o.detail for o in outcomes]
 
 
+def test_of_those_that_use_the_same_absent_runs_one_makes_them(make, options):
+    one, other, third = (make(name, does, program="using", base="absent")
+                         for name, does in (("one", "base"), ("other", "after"), ("third", "after")))  # fmt: skip
+    assert [o.state for o in run_side_by_side([one, other, third], options, 3)] == [DONE] * 3
+
+
 def test_what_fails_stops_nothing_else(make, options, capfd):
     broken, refused, killed, last = (make("broken", "bug"), make("refused", "a", obstacle="needs a GPU"),
                                      make("killed", "kill"), make("last", "a"))  # fmt: skip
