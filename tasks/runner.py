@@ -170,12 +170,14 @@ def run_many(experiments: Sequence[Experiment], options: Options) -> list[Outcom
 
 
 def run_in_child(experiment: Experiment, options: Options, environment: Mapping[str, str] | None = None,
-                 say: Callable[[str], None] | None = None) -> tuple[str, str]:  # fmt: skip
+                 say: Callable[[str], None] | None = None,
+                 started: Callable[[subprocess.Popen], None] = lambda process: None) -> tuple[str, str]:  # fmt: skip
     """Run an experiment in a process of its own; return how it ended, and the details.
 
     Args:
         environment: variables for the child, over those of this process.
         say: what gets the lines that it prints; without it the child prints where this process does.
+        started: with ``say``, what gets the process.
 
     Raises:
         KeyboardInterrupt: the child was interrupted.
@@ -199,7 +201,7 @@ def run_in_child(experiment: Experiment, options: Options, environment: Mapping[
     child = {**os.environ, **(environment or {}), "PYTHONPATH": os.pathsep.join(p for p in paths if p)}
     with tempfile.TemporaryDirectory() as folder:
         note = Path(folder) / "outcome"
-        code = _run([*command, "--outcome", str(note)], child, say)
+        code = _run([*command, "--outcome", str(note)], child, say, started)
         state, _, detail = note.read_text(encoding="utf-8").partition("\n") if note.exists() else ("", "", "")
     if state:
         return state, detail
@@ -209,11 +211,13 @@ def run_in_child(experiment: Experiment, options: Options, environment: Mapping[
     return FAILED, _ending(code) + (f" (log: {shown(log)})" if log.exists() else "")
 
 
-def _run(command: Sequence[str], environment: Mapping[str, str], say: Callable[[str], None] | None) -> int:
+def _run(command: Sequence[str], environment: Mapping[str, str], say: Callable[[str], None] | None,
+         started: Callable[[subprocess.Popen], None]) -> int:  # fmt: skip
     if say is None:
         return subprocess.run(command, env=environment).returncode
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                           errors="replace") as process:  # fmt: skip
+        started(process)
         assert process.stdout is not None
         for line in process.stdout:
             say(line.rstrip())

@@ -7,6 +7,8 @@ one experiment are spread over the GPUs too.
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 import threading
 import time
 from collections.abc import Sequence
@@ -18,6 +20,7 @@ from tasks.programs import find_program
 from tasks.runner import DONE, FAILED, SKIPPED, Options, Outcome, plan, run_in_child
 
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
+_GRACE = 5.0  # seconds: a terminal interrupts the children too, and twice would cut off how they end
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class _State:
     ended: list[tuple[Part, str, str, float]] = field(default_factory=list)
     stopped: bool = False
     error: BaseException | None = None
+    processes: list[subprocess.Popen] = field(default_factory=list)
     changed: threading.Condition = field(default_factory=threading.Condition)
 
     def ready(self) -> Part | None:
@@ -71,16 +75,27 @@ def run_side_by_side(experiments: Sequence[Experiment], options: Options, gpus: 
             while worker.is_alive():
                 worker.join(0.2)  # so that an interruption is noticed
     except KeyboardInterrupt:
-        with state.changed:
-            state.stopped = True  # the children, in the same group of processes, are interrupted too
-            state.changed.notify_all()
-        for worker in workers:
-            worker.join()
+        _stop(state, workers)
         raise
     if state.error is not None:
         raise state.error
     in_order = sorted(state.ended, key=lambda ended: parts.index(ended[0]))
     return [_merged(e, [x for x in in_order if x[0].experiment is e]) for e in experiments]
+
+
+def _stop(state: _State, workers: Sequence[threading.Thread]) -> None:
+    """Return when all processes have ended; those that go on after ``_GRACE`` are interrupted."""
+    with state.changed:
+        state.stopped = True
+        state.changed.notify_all()
+    late = time.monotonic() + _GRACE
+    for worker in workers:
+        worker.join(max(0.0, late - time.monotonic()))
+    for process in state.processes:
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+    for worker in workers:
+        worker.join()
 
 
 def visible_devices(gpus: int) -> list[str]:
@@ -101,11 +116,11 @@ def visible_devices(gpus: int) -> list[str]:
 def parts_of(experiment: Experiment, options: Options, gpus: int) -> list[Part]:
     """Divide an experiment by what is due of its seeds, where they are apart, into at most ``gpus`` parts."""
     try:
-        program, _, jobs = plan(experiment, options)
+        jobs = plan(experiment, options)[2] if find_program(experiment).seeds_apart else []
     except Exception:  # its process says what is wrong
-        return [Part(experiment)]
+        jobs = []
     seeds = list(dict.fromkeys(job.seed for job, _, fresh in jobs if not fresh and job.seed is not None))
-    if not program.seeds_apart or len(seeds) < 2:
+    if len(seeds) < 2:
         return [Part(experiment)]
     return [Part(experiment, tuple(seeds[i::gpus])) for i in range(min(gpus, len(seeds)))]
 
@@ -153,7 +168,8 @@ def _work(state: _State, options: Options, device: str, threads: str) -> None:
         own = options if part.seeds is None else replace(options, seeds=frozenset(part.seeds))
         try:
             ended = run_in_child(part.experiment, own, {_VISIBLE: device, "OMP_NUM_THREADS": threads},
-                                 lambda line, part=part: print(f"  {part}: {line.strip()}", flush=True))  # fmt: skip
+                                 lambda line, part=part: print(f"  {part}: {line.strip()}", flush=True),
+                                 state.processes.append)  # fmt: skip
         except BaseException as raised:  # an interruption of the child, too
             ended, error = (FAILED, f"{type(raised).__name__}: {raised}"), raised
         print(f"  {part}: {ended[0]}{': ' + ended[1] if ended[1] else ''}", flush=True)

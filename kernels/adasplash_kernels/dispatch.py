@@ -13,7 +13,7 @@ from .thresholds import THRESHOLDS
 # timed at run time.
 COLUMNS_FROM = ((128, 4096), (256, 8192))
 # Pairs of a query and a key, over all heads, below which the GPU is done with the lists before the host has launched
-# what they take: 20 kernels against 12. From timings on the same GPU (adasplash2/runtime_trained, figure_runtime).
+# what they take, 20 kernels for 5. From timings on the same GPU (adasplash2/runtime_trained, figure_runtime).
 COLUMNS_PAIRS = 2**28
 COLUMNS_QUERIES = 64  # with fewer queries the large blocks of the bound stay empty
 

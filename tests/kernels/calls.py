@@ -18,6 +18,7 @@ from adasplash_kernels.reference import attention_reference
 
 METHODS = tuple(m for m in PUBLIC_METHODS if m != "auto")
 KERNELS = tuple(m for m in METHODS if m != "eager")
+USUAL = 2 / 3  # for limits.DENSEST: with a GPU's own, inputs as small as those of tests have hardly any lists
 
 Device = str | torch.device
 

@@ -24,7 +24,6 @@ from adasplash_kernels.worklists.walk import HEADER
 MAX_INT = 2**31 - 1
 columns = bind("columns")
 ANY = 2.0  # for limits.DENSEST: no list is too dense
-USUAL = 2 / 3  # that of all kernel tests, on a GPU too
 HALF_TOO = [torch.float32, pytest.param(torch.float16, marks=pytest.mark.gpu)]  # whose tiles on a GPU are others
 
 

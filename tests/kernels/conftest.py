@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from column_cases import USUAL, compactions, garbage  # noqa: F401  fixtures of the tests of lists of columns
+from calls import USUAL
+from column_cases import compactions, garbage  # noqa: F401  fixtures of the tests of lists of columns
 from interpreter import better_interpreter  # noqa: F401  a fixture for every kernel test
 from poison import poison
 

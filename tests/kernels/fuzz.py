@@ -24,7 +24,7 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is first imported
 
-from calls import bind
+from calls import USUAL, bind
 from fuzz_cases import COMPILED, INTERPRETED, Case, Limits
 from fuzz_workers import Outcome, Report, run_cases
 from oracle import error_ratios
@@ -62,8 +62,8 @@ def run_seed(seed: int, limits: Limits, device: str) -> Outcome:
     """Run the case of a seed, on one thread: there are other workers."""
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", category=RuntimeWarning)  # the interpreter's NumPy subtracts infinities
-    if seed % 2:  # else most of these inputs, being small, are too dense for lists on a GPU
-        adasplash_kernels.limits.DENSEST = 2 / 3
+    if seed % 2:
+        adasplash_kernels.limits.DENSEST = USUAL
     try:
         return run(Case.draw(seed, limits), device)
     finally:

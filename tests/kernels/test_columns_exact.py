@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 import torch
 import triton
-from calls import bind, op_arguments, plain, positions, random_qkv, stretch
+from calls import USUAL, bind, op_arguments, plain, positions, random_qkv, stretch
 from column_cases import (
     ANY,
     HALF_TOO,
-    USUAL,
     Sides,
     check_lists,
     columns,

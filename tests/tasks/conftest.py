@@ -90,6 +90,11 @@ def meet():
     raise TimeoutError("nobody came")
 
 
+def wait():
+    Path(os.environ["FAKE_PLACE"], "waits").touch()
+    time.sleep(60)
+
+
 def base():
     time.sleep(0.5)
     Path(os.environ["FAKE_PLACE"], "base").touch()
@@ -140,7 +145,7 @@ def out_of_memory():
 
 
 ACTS = {f.__name__: f for f in (raises, raises_when_told, user_error, interrupt, interrupt_as_lightning_does, leave,
-                                kill, not_finite, not_json, infinite_param, out_of_memory, meet, base, after)}
+                                kill, not_finite, not_json, infinite_param, out_of_memory, meet, wait, base, after)}
 ACTS["nothing"] = list
 
 PROGRAMS = {

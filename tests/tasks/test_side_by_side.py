@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -108,6 +111,23 @@ def test_an_interruption_ends_all(make, options, ran):
     assert ran() == ["interrupt (seed 0)"]
 
 
+def test_children_are_interrupted_with_their_parent(make, options, place, monkeypatch):
+    """Also where it alone is told, not by a terminal."""
+    monkeypatch.setattr(module, "_GRACE", 0.1)
+
+    def tell() -> None:
+        while not (place / "waits").exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=tell, daemon=True).start()
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        run_side_by_side([make("long", "wait"), make("later", "a")], options, 1)
+    assert time.monotonic() - started < 40
+    assert recorded(make("long", "wait"), options) == []
+
+
 def test_gpus_there_are(monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     for there, asked, names in ((0, 2, ["0", "1"]), (4, 2, ["0", "1"]), (2, 2, ["0", "1"])):
@@ -148,7 +168,7 @@ def test_the_command_line(make, options, monkeypatch, capsys):
 def test_threads_are_shared(make, options, monkeypatch):
     seen = []
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    monkeypatch.setattr(module, "run_in_child", lambda e, o, environment, say: seen.append(environment) or (DONE, ""))
+    monkeypatch.setattr(module, "run_in_child", lambda e, o, environment, *_: seen.append(environment) or (DONE, ""))
     for given, expected in (("", "4"), ("3", "3")):
         monkeypatch.setenv("OMP_NUM_THREADS", given)
         run_side_by_side([make(f"e{i}", "a") for i in range(2)], options, 2)
