@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -111,7 +111,15 @@ def test_an_interruption_ends_all(make, options, ran):
     assert ran() == ["interrupt (seed 0)"]
 
 
-def test_children_are_interrupted_with_their_parent(make, options, place, monkeypatch):
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Take SIGINT as Python does, also where a shell has started pytest in the background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_children_are_interrupted_with_their_parent(make, options, place, monkeypatch, interruptible):
     """Also where it alone is told, not by a terminal."""
     monkeypatch.setattr(module, "_GRACE", 0.1)
 
