@@ -22,7 +22,11 @@ def train(method: str, inputs: list[Tensor], upstream: Tensor, **options: Any) -
 
 
 def additional_memory(method: str, n: int, case: str) -> int:
-    """Return the bytes that forward and backward need at their peak beside the inputs and the upstream gradient."""
+    """Return the bytes that forward and backward need at their peak beside the inputs and the upstream gradient.
+
+    Autograd's thread may drop what a call saved a moment after its gradients are there. A call that starts in that
+    moment seems to need less, so it is the largest of three.
+    """
     options = {
         "causal": {"causal": True},
         "packed": {"cu_seqlens_q": positions("cuda", 0, n // 3, n // 2, n), "causal": True},
@@ -31,13 +35,16 @@ def additional_memory(method: str, n: int, case: str) -> int:
     inputs = [torch.randn(1, 4, n, 64, device="cuda", dtype=torch.bfloat16) for _ in range(3)]
     upstream = torch.randn_like(inputs[0])
     train(method, inputs, upstream, **options)  # workspaces that stay allocated once made
-    gc.collect()  # what an earlier test left in reference cycles would otherwise be freed while this one is measured
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    train(method, inputs, upstream, **options)
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before
+    needed = []
+    for _ in range(3):
+        gc.collect()  # reference cycles of earlier tests would otherwise be freed while this one is measured
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        train(method, inputs, upstream, **options)
+        torch.cuda.synchronize()
+        needed.append(torch.cuda.max_memory_allocated() - before)
+    return max(needed)
 
 
 @pytest.mark.parametrize("case", ["causal", "packed", "window"])
