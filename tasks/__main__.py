@@ -109,13 +109,16 @@ def _run(options: argparse.Namespace) -> int:
         raise ConfigError(f"run: got {given}, allowed are either config files or --all (python -m tasks list)")
     from tasks.data.sources import find_data_root
     from tasks.distributed import Devices, rank
+    from tasks.kernel_bench import compile_cache
     from tasks.programs import find_program, is_implemented
     from tasks.runner import FAILED, Options, run_experiment, run_many
     from tasks.side_by_side import run_side_by_side
     from tasks.status import print_files, print_summary
 
     # What tunes itself (the published kernels, FlashAttention-2 in Triton) does so once, not anew in every experiment.
+    # Said where: torch.compile would move Triton's cache when it first compiles, and with it what had been found.
     os.environ.setdefault("TRITON_CACHE_AUTOTUNING", "1")
+    os.environ.setdefault("TRITON_CACHE_DIR", str(compile_cache.folders()[0]))
     data_root = find_data_root(options.data_root)
     devices = Devices(options.devices, options.num_nodes, options.strategy)
     devices.check_launch()

@@ -216,14 +216,18 @@ def run(*arguments) -> int:
     return main(["run", *(str(a) for a in arguments)])
 
 
-def test_kernels_tune_themselves_once(make_fake, results, monkeypatch):
+def test_kernels_tune_themselves_once(make_fake, results, monkeypatch, tmp_path):
     experiment = make_fake("a")
-    for given, found in ((None, "1"), ("0", "0")):
-        monkeypatch.delenv("TRITON_CACHE_AUTOTUNING", raising=False)
-        if given is not None:
-            monkeypatch.setenv("TRITON_CACHE_AUTOTUNING", given)
+    monkeypatch.setenv("TRITON_HOME", str(tmp_path))
+    own = str(tmp_path / ".triton" / "cache")  # where Triton itself would look
+    for given, found in (({}, ("1", own)), ({"AUTOTUNING": "0", "DIR": "elsewhere"}, ("0", "elsewhere"))):
+        for name in ("AUTOTUNING", "DIR"):
+            monkeypatch.setenv(f"TRITON_CACHE_{name}", "")  # so that it is taken back, whoever sets it
+            monkeypatch.delenv(f"TRITON_CACHE_{name}")
+        for name, value in given.items():
+            monkeypatch.setenv(f"TRITON_CACHE_{name}", value)
         assert run(experiment.path, "--results", results, "--no-render") == 0
-        assert os.environ["TRITON_CACHE_AUTOTUNING"] == found
+        assert (os.environ["TRITON_CACHE_AUTOTUNING"], os.environ["TRITON_CACHE_DIR"]) == found
 
 
 def test_one_config_runs_and_says_how_it_ended(make_fake, results, capsys):
