@@ -168,7 +168,8 @@ def _crossing(claim: Claim, points: Sequence[_Point], name: str, unit: str | Non
     (first, _), (last, at_last) = levels[0], levels[-1]
     if at_last < 1:
         said = f"{_times(at_last)} at {_with_unit(last, unit)} {name}, the highest measured{lost}"
-        return (NOT_REPRODUCED if last >= claim.paper else NOT_RUN), said
+        spoken_of = float(_number(last)) >= claim.paper  # by the digits that are shown
+        return (NOT_REPRODUCED if spoken_of else NOT_RUN), said
     below = [at for at, ratio in levels if ratio < 1]
     start = min(at for at, _ in levels if not below or at > below[-1])
     if not below:

@@ -106,6 +106,8 @@ def test_paper_scale_comes_before_lab_and_smoke_proves_nothing(judge, times, mak
     ([(50, 1.1), (60, 0.9), (70, 1.2)], "different: at least 1 from 70 % accuracy on, less at 60 %"),  # and all higher
     ([(50, 1.1), (60, 1.2), (70, 0.9)], "not reproduced: 0.9 times at 70 % accuracy, the highest measured"),
     ([(50, 0.8), (55, 0.9)], "not run: 0.9 times at 55 % accuracy, the highest measured"),  # the claim is of 60 %
+    ([(50, 0.8), (59.9, 0.9)], "not run: 0.9 times at 59.9 % accuracy, the highest measured"),
+    ([(50, 0.8), (59.96, 0.9)], "not reproduced: 0.9 times at 60 % accuracy, the highest measured"),  # as it reads
     ([(50, 1.1), (55, 1.2)], "reproduced: at least 1 at every measured accuracy, from 50 % on"),
     ([(80, 1.1), (90, 1.2)], "not run: at least 1 at every measured accuracy, from 80 % on"),
     ([(50, 0.9), (60, 1.1), (60, 0.95), (70, 1.2)], "different: at least 1 from 70 % accuracy on, less at 60 %"),
