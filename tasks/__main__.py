@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import fnmatch
 import os
 import sys
@@ -118,7 +119,8 @@ def _run(options: argparse.Namespace) -> int:
     # What tunes itself (the published kernels, FlashAttention-2 in Triton) does so once, not anew in every experiment.
     # Said where: torch.compile would move Triton's cache when it first compiles, and with it what had been found.
     os.environ.setdefault("TRITON_CACHE_AUTOTUNING", "1")
-    os.environ.setdefault("TRITON_CACHE_DIR", str(compile_cache.folders()[0]))
+    with contextlib.suppress(RuntimeError):  # who runs this has no home, and may need no cache
+        os.environ.setdefault("TRITON_CACHE_DIR", str(compile_cache.folders()[0]))
     data_root = find_data_root(options.data_root)
     devices = Devices(options.devices, options.num_nodes, options.strategy)
     devices.check_launch()

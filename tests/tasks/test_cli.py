@@ -230,6 +230,18 @@ def test_kernels_tune_themselves_once(make_fake, results, monkeypatch, tmp_path)
         assert (os.environ["TRITON_CACHE_AUTOTUNING"], os.environ["TRITON_CACHE_DIR"]) == found
 
 
+def test_nobody_needs_a_home(make_fake, results, monkeypatch):
+    monkeypatch.setenv("TRITON_CACHE_DIR", "")
+    monkeypatch.delenv("TRITON_CACHE_DIR")
+    monkeypatch.delenv("TRITON_HOME", raising=False)
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", lambda uid: {}[uid])  # as for a container's user without a name
+    with pytest.raises(RuntimeError):
+        Path.home()
+    assert run(make_fake("a").path, "--results", results, "--no-render") == 0
+    assert "TRITON_CACHE_DIR" not in os.environ
+
+
 def test_one_config_runs_and_says_how_it_ended(make_fake, results, capsys):
     path = make_fake("a", "b").path
     assert run(path, "--results", results, "--no-render") == 0
