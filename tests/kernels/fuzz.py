@@ -66,7 +66,7 @@ def run_seed(seed: int, limits: Limits, device: str) -> Outcome:
     if seed % 2:
         adasplash_kernels.limits.DENSEST = USUAL
     # Compiling side by side is worth its threads where cores are free, which they are not beside other workers.
-    ahead = nothing_ahead() if seed % 4 else contextlib.nullcontext()
+    ahead = nothing_ahead() if seed // 2 % 4 else contextlib.nullcontext()
     try:
         with ahead:
             return run(Case.draw(seed, limits), device)
