@@ -165,8 +165,7 @@ class SideBySide:
 
     def _fault(self, name: str, out: torch.Tensor, gradients: tuple[torch.Tensor, ...]) -> str | None:
         """Say what is wrong with a system's output and gradients, or None."""
-        reference = self._exact.parts(SYSTEMS[name].alpha(self.problem.alpha))
-        return judged(self._exact, reference, out, gradients)[1]
+        return judged(self._exact, SYSTEMS[name].alpha(self.problem.alpha), out, gradients)[1]
 
     def _repeated(self, name: str, trial: Trial) -> list[Measurement]:
         """Return how many runs differ from another, if that is asked for."""
@@ -199,7 +198,9 @@ class SideBySide:
         if not trial.errors:
             error = Measurement("rel_err", None, "", checked | _why(trial), **bad)
         elif worst(trial.errors) < float("inf"):
-            error = Measurement("rel_err", worst(trial.errors), "", checked, trial.errors)
+            rounding = self._exact.rounding(SYSTEMS[name].alpha(self.problem.alpha))
+            stats = trial.errors | {f"{part}_rounding": rounding[part] for part in trial.errors}
+            error = Measurement("rel_err", worst(trial.errors), "", checked, stats)
         else:
             error = Measurement("rel_err", None, "", checked | _why(trial), status="failed")
         if trial.peak_bytes is not None:

@@ -58,11 +58,11 @@ def try_out(system: System, problem: Problem, exact: Exact) -> Trial:
 
     Only what this module is told to expect is raised; whatever the system raises is in the trial.
     """
-    reference = exact.parts(system.alpha(problem.alpha))  # outside: its memory is not the system's
+    exact.parts(system.alpha(problem.alpha))  # outside: its memory is not the system's
     free_memory(problem.device)
     before = _allocated(problem.device)
     try:
-        trial = _first_call(system, problem, exact, reference)
+        trial = _first_call(system, problem, exact)
         if trial.status != "ok":
             return trial
         return replace(trial, peak_bytes=peak_memory(trial.attention, exact, before))
@@ -70,7 +70,7 @@ def try_out(system: System, problem: Problem, exact: Exact) -> Trial:
         return failed_trial(error)
 
 
-def _first_call(system: System, problem: Problem, exact: Exact, reference: dict[str, torch.Tensor]) -> Trial:
+def _first_call(system: System, problem: Problem, exact: Exact) -> Trial:
     started = time.perf_counter()
     attention = system.build(problem)
     out = attention(*exact.tensors.leaves)
@@ -78,18 +78,18 @@ def _first_call(system: System, problem: Problem, exact: Exact, reference: dict[
     if problem.device.type == "cuda":
         torch.cuda.synchronize()
     seconds = time.perf_counter() - started
-    errors, reason = judged(exact, reference, out.detach(), gradients)
+    errors, reason = judged(exact, system.alpha(problem.alpha), out.detach(), gradients)
     if reason:
         return Trial("failed", reason, first_call_s=seconds, errors=errors)
     return Trial("ok", attention=attention, first_call_s=seconds, errors=errors)
 
 
-def judged(exact: Exact, reference: dict[str, torch.Tensor], out: torch.Tensor,
+def judged(exact: Exact, alpha: float, out: torch.Tensor,
            gradients: tuple[torch.Tensor, ...]) -> tuple[dict[str, float], str | None]:  # fmt: skip
     """Return the relative errors of an output and gradients, and what is wrong with them, or None."""
     finite = all(bool(x.isfinite().all()) for x in (out, *gradients))
-    errors = relative_errors(exact.pick(out, gradients), reference)
-    return errors, fault(errors, finite, exact.problem.dtype)
+    errors = relative_errors(exact.pick(out, gradients), exact.parts(alpha))
+    return errors, fault(errors, finite, exact.problem.dtype, exact.rounding(alpha))
 
 
 def peak_memory(attention: Attention, exact: Exact, before: int) -> int | None:

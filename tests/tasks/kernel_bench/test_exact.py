@@ -12,6 +12,7 @@ from tasks.kernel_bench import exact as module
 from tasks.kernel_bench.correctness import fault, relative_error, worst
 from tasks.kernel_bench.exact import Exact, Extent
 from tasks.kernel_bench.inputs import Tensors
+from tasks.kernel_bench.trial import judged
 
 
 @pytest.mark.parametrize("causal", [True, False])
@@ -57,8 +58,9 @@ def test_relative_error():
     ("errors", "finite", "message"),
     [
         ({"out": 1e-3, "dq": 1e-2}, True, None),
-        ({"out": 1e-3, "dq": 3e-2}, True, "wrong result: dq is off by 0.03 (relative), allowed is 0.02"),
-        ({"out": math.nan, "dq": math.inf}, False, "wrong result: out is off by nan, dq is off by inf"),
+        ({"out": 1e-3, "dq": 3e-2}, True, "wrong result: dq is off by 0.03 (relative; allowed is 0.02)"),
+        ({"out": math.nan, "dq": math.inf}, False,
+         "wrong result: out is off by nan (relative; allowed is 0.02), dq is off by inf (relative; allowed is 0.02)"),
         ({"out": 1e-3}, False, "wrong result: output or gradients are not finite"),
     ],
 )
@@ -70,6 +72,51 @@ def test_fault(errors, finite, message):
 def test_less_error_is_allowed_in_float32():
     assert fault({"out": 1e-2}, True, torch.bfloat16) is None
     assert fault({"out": 1e-2}, True, torch.float32) is not None
+
+
+@pytest.mark.parametrize(
+    ("rounding", "allowed"), [(0.0, 2e-2), (4e-3, 2e-2), (1e-2, 5e-2), (1.0, 0.25), (math.nan, 2e-2)]
+)
+def test_more_error_is_allowed_where_rounding_alone_makes_it(rounding, allowed):
+    for error, fits in ((0.99 * allowed, True), (1.01 * allowed, False), (math.nan, False)):
+        found = fault({"out": 0.0, "dq": error}, True, torch.bfloat16, {"out": 0.0, "dq": rounding})
+        assert (found is None) == fits
+    assert fault({"out": 3e-2, "dq": 0.0}, True, torch.bfloat16, {"dq": rounding})  # a part of its own
+
+
+def _common_keys(problem, dtype, common):
+    """Two heads of causal attention whose keys are ``common`` and standard normal numbers on top."""
+    wanted = problem(b=1, h=2, h_kv=2, n=96, d=16, causal=True, dtype=dtype)
+    torch.manual_seed(0)
+    q, k, v, do = torch.randn(4, 1, 2, 96, 16)
+    tensors = Tensors(*(x.to(dtype).requires_grad_() for x in (q, k + common, v)), do.to(dtype))
+    return wanted, tensors, Exact(wanted, tensors, Extent.of(wanted, seed=0))
+
+
+@pytest.mark.parametrize("alpha", [1.0, 1.5, 2.0])
+def test_rounding(alpha, problem):
+    """Some 2^-9 where nothing cancels; more, in the gradient to the queries alone, where keys have much in common."""
+    plain, cancelling, exactly = (_common_keys(problem, dtype, common)[2].rounding(alpha) for dtype, common in
+                                  ((torch.bfloat16, 0.0), (torch.bfloat16, 30.0), (torch.float32, 0.0)))  # fmt: skip
+    assert set(plain) == {"out", "dq", "dk", "dv"}
+    assert all(2**-10 < error < 2**-7 for error in plain.values())
+    assert cancelling["dq"] > 5 * plain["dq"]
+    assert all(cancelling[name] < 2**-7 for name in ("out", "dk", "dv"))
+    assert all(error < 1e-6 for error in exactly.values())
+
+
+def test_a_correct_system_passes_where_parts_cancel(problem):
+    """PyTorch's attention in bfloat16, whose error of dq is above what is allowed elsewhere; a wrong scale is not."""
+    wanted, tensors, exact = _common_keys(problem, torch.bfloat16, 30.0)
+    q, k, v = tensors.leaves
+    out = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+    gradients = torch.autograd.grad(out, tensors.leaves, tensors.do)
+    errors, reason = judged(exact, 1.0, out.detach(), gradients)
+    assert errors["dq"] > 2e-2 and reason is None
+    assert fault(errors, True, torch.bfloat16) is not None
+    dq, dk, dv = gradients
+    assert "dq is off by" in judged(exact, 1.0, out.detach(), (dq * 1.3, dk, dv))[1]
+    assert "dk is off by" in judged(exact, 1.0, out.detach(), (dq, dk * 1.03, dv))[1]
 
 
 def test_worst():
