@@ -191,7 +191,9 @@ class SideBySide:
         if trial.first_call_s is None:
             first = Measurement("first_call_s", None, "s", params | _why(trial), **bad)
         elif reason := SYSTEMS[name].prepared(self.problem):
-            first = Measurement("first_call_s", None, "s", params | {"reason": reason}, status="not_applicable")
+            here = {"here_s": trial.first_call_s}  # with what was found before
+            first = Measurement("first_call_s", None, "s", params | {"reason": reason}, here,
+                                status="not_applicable")  # fmt: skip
         else:
             cache = {"compile_cache_at_start": state_at_start()}
             first = Measurement("first_call_s", trial.first_call_s, "s", params | cache)

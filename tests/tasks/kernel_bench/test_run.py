@@ -155,6 +155,17 @@ def test_a_wrong_system_gets_no_speed(system, measure, capsys):
     assert f"{system}, n = 8: no speed recorded: wrong result: " in capsys.readouterr().out
 
 
+def test_a_first_call_that_is_not_a_users(measure, monkeypatch):
+    """It has no value, so that no table compares it, but what it took is in the record."""
+    known = SYSTEMS["right"]
+    monkeypatch.setitem(SYSTEMS, "right", System(ENTMAX, known.build, prepared=lambda p: f"tuned for {p.n}"))
+    record = measure("right")["right", "first_call_s"]
+    assert (record.value, record.status, record.params["reason"]) == (None, "not_applicable", "tuned for 8")
+    assert set(record.stats) == {"here_s"} and record.stats["here_s"] > 0
+    usual = measure("sort_torch")["sort_torch", "first_call_s"]
+    assert usual.status == "ok" and usual.stats is None
+
+
 def test_a_system_that_runs_out_of_memory_while_timed(measure, capsys):
     """What its first call showed stays; the others are timed to the end."""
     found = measure("late", "sort_torch", relative_to="sort_torch", timing={"warmup": 1, "repeats": 4})

@@ -8,6 +8,7 @@ from itertools import islice
 import pytest
 import torch
 
+import adasplash_kernels.launch  # noqa: F401 - registers the methods
 from adasplash_kernels.eager import masked_scores, solve_theta
 from adasplash_kernels.masks import AttentionMask
 from tasks.kernel_bench.solver_math import vector_jacobian, weights
