@@ -32,7 +32,9 @@ def place(tmp_path, monkeypatch) -> Path:
 
 
 @pytest.fixture
-def make(write_config, fake_family, machine, place) -> Callable[..., Experiment]:
+def make(write_config, fake_family, machine, place, monkeypatch) -> Callable[..., Experiment]:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)  # what runs is no work for a GPU, however many there are
+
     def experiment(name: str, *does: str, program: str = "fake", base: str | None = None, **settings) -> Experiment:
         def change(config: dict) -> None:
             config.update(program=program, common={"does": list(does), **settings})

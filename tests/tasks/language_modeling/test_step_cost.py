@@ -19,6 +19,7 @@ from tasks.programs import Job
 from tasks.render.metrics import load_metrics
 
 METRICS = ["step_s", "peak_gb", "tokens_per_s", "mfu", "nonzero_ratio", "matmul_tflops"]
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 VARIANTS = {"fa2": {"attention": "flash"}, "cudnn": {"attention": "cudnn"}, "sort": {"attention": "sort_torch"},
             "bisection": {"attention": "bisection_torch"}, "auto": {"attention": "adasplash"}}  # fmt: skip
 
@@ -56,7 +57,8 @@ def models(monkeypatch):
 
 @pytest.mark.parametrize("system", ["fa2", "sort", "bisection", "auto"])
 def test_everything_is_measured(system, cost_settings, context):
-    settings = cost_settings()
+    # FlashAttention-2 takes 16-bit inputs alone on a GPU
+    settings = cost_settings(train={"precision": "bf16-mixed" if DEVICE.type == "cuda" else "32-true"})
     found = PROGRAMS["step_cost"].run(Job(system, 0), settings, context)
     assert [m.metric for m in found] == METRICS
     assert all(m.unit == load_metrics()[m.metric].unit for m in found)
@@ -108,14 +110,14 @@ def test_a_step_is_one_of_the_whole_batch(micro, cost_settings, models, monkeypa
     settings = cost_settings(train={"micro_batch_size": micro})
     measure("sort", 0, settings, lambda line: None)
     torch.manual_seed(0)
-    model = step_cost.build_model(settings.model, settings.variants["sort"], 100)
+    model = step_cost.build_model(settings.model, settings.variants["sort"], 100).to(DEVICE)
     matrices, vectors = ([p for p in model.parameters() if (p.ndim > 1) == many] for many in (True, False))
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95))
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(DEVICE).manual_seed(0)
     expected_norms = []
     for rate in (1 / 3, 2 / 3, 1.0, 1.0):  # warm-up of 3 steps, then the head of the cosine
-        window = torch.randint(100, (4, 17), generator=generator)
+        window = torch.randint(100, (4, 17), generator=generator, device=DEVICE)
         logits = model(input_ids=window[:, :-1]).logits
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(logits.transpose(1, 2), window[:, 1:]).backward()
@@ -180,7 +182,7 @@ def test_scores_are_spread_by_the_queries_alone(cost_settings, monkeypatch):
         cost = measure("sort", 0, settings, lambda line: None)
         assert measurements("sort", settings, cost)[0].params["query_scale"] == factor
         attention, block = models[0].transformer.h[0].attn, models[0].transformer.h[0]
-        x = torch.randn(1, 5, 16, generator=torch.Generator().manual_seed(0))
+        x = torch.randn(1, 5, 16, generator=torch.Generator().manual_seed(0)).to(DEVICE)
         q, k, v = attention.c_attn(block.ln_1(x)).split(16, dim=2)
         scores[factor] = (q @ k.mT, k, v)
     torch.testing.assert_close(scores[3.0][0], 3 * scores[1.0][0])

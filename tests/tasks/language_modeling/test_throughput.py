@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 
 from tasks import matmul_rate
 from tasks.config import from_plain
@@ -43,7 +44,7 @@ def test_the_systems_named_are_trained_and_timed(wanted, context, said):
     rate = found["matmul_tflops"].value * 1e12
     flops = 6 * count + 12 * 1 * 16 * 16
     assert found["mfu"].value == pytest.approx(100 * speed.value * flops / rate)
-    assert found["peak_gb"].status == "not_applicable"
+    assert found["peak_gb"].status == ("ok" if torch.cuda.is_available() else "not_applicable")
     assert found["val_loss"].value > 0
     for m in found.values():
         assert (m.params["strategy"], m.params["devices"], m.params["nodes"]) == ("one device", 1, 1)
