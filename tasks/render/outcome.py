@@ -59,7 +59,8 @@ def _agreement(cells: Sequence[Cell], metrics: Mapping[str, Metric]) -> Iterator
 
 
 def _speeds(experiment: Experiment, cells: Sequence[Cell], metrics: Mapping[str, Metric]) -> Iterator[str]:
-    """Compare systems by the first time that the paper reports, else by the speedup measured here."""
+    """Compare systems by the first time that the paper reports, else by that of the figure, else by the speedup
+    measured here."""
     speedups = [c for c in cells if c.metric == SPEEDUP and c.measured and c.measured.status == "ok"]
     base = next((c.measured.records[-1].params.get("relative_to") for c in speedups if c.measured), None)
     timed = [c for c in cells if c.paper and c.paper["value"] and metrics[c.metric].unit in TIMES]
@@ -72,12 +73,35 @@ def _speeds(experiment: Experiment, cells: Sequence[Cell], metrics: Mapping[str,
             yield f"{label}, times as fast as {experiment.systems[base]} – {'; '.join(beside)}."
             return
     if base in experiment.systems:
-        values = {s: [c.measured.mean for c in speedups if c.system == s != base and c.measured]
-                  for s in experiment.systems}
-        alone = [f"{experiment.systems[s]}: {_range(found)}" for s, found in values.items() if found]
+        drawn = _figure_time(experiment, metrics)
+        values = _times_as_fast([c for c in cells if c.metric == drawn], base)
+        label = f"{metrics[drawn].label}, times" if values and drawn else "Times"
+        if not values:
+            for cell in speedups:
+                if cell.system != base and cell.measured:
+                    values[cell.system].append(cell.measured.mean)
+        alone = [f"{experiment.systems[s]}: {_range(values[s])}" for s in experiment.systems if s in values]
         if alone:
-            yield (f"Times as fast as {experiment.systems[base]}, of which the paper gives no numbers – "
+            yield (f"{label} as fast as {experiment.systems[base]}, of which the paper gives no numbers – "
                    f"{'; '.join(alone)}.")
+
+
+def _figure_time(experiment: Experiment, metrics: Mapping[str, Metric]) -> str | None:
+    """Return the time that the figure is of, if it is of one and the records have it."""
+    figure = experiment.render.figure
+    drawn = figure.y if figure and figure.kind != "heatmap" else ""
+    return drawn if drawn in metrics and metrics[drawn].unit in TIMES else None
+
+
+def _times_as_fast(cells: Sequence[Cell], base: str) -> defaultdict[str, list[float]]:
+    """Return how fast each system is relative to ``base`` wherever both were measured."""
+    found = {(c.system, setting(c)): c.measured.mean for c in cells
+             if c.measured and c.measured.status == "ok" and c.measured.mean > 0}
+    values = defaultdict(list)
+    for (system, place), mean in found.items():
+        if system != base and (base, place) in found:
+            values[system].append(found[base, place] / mean)
+    return values
 
 
 def _beside_the_paper(experiment: Experiment, cells: Sequence[Cell], base: str) -> list[str]:
@@ -95,9 +119,14 @@ def _beside_the_paper(experiment: Experiment, cells: Sequence[Cell], base: str) 
 
 
 def _growth(experiment: Experiment, cells: Sequence[Cell], metrics: Mapping[str, Metric]) -> Iterator[str]:
-    """Say to which power of the length each system's first kind of time grows, a fit over the longest lengths."""
+    """Say to which power of the length each system's time grows, a fit over the longest lengths.
+
+    It is the time that the figure is of, else the first kind that there is.
+    """
     timed = [c for c in cells if metrics[c.metric].unit in TIMES and c.measured and c.measured.status == "ok"
              and c.measured.mean > 0 and c.params.get(LENGTH)]
+    drawn = _figure_time(experiment, metrics)
+    timed = [c for c in timed if c.metric == drawn] or timed
     curves: dict[tuple, list[tuple[float, float]]] = defaultdict(list)
     for cell in timed:
         if cell.metric == timed[0].metric:

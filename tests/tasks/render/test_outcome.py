@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from tasks.config import TableSpec
+from tasks.config import FigureSpec, TableSpec
 from tasks.render.outcome import outcome
 
 TABLE = TableSpec(("system",), ("metric", "n"), ("fwd_ms", "accuracy", "val_loss"))
@@ -22,7 +22,7 @@ def say(make_experiment, metrics):
 @pytest.fixture
 def record(make_record):
     def make(system, value, n, metric="fwd_ms", **changes):
-        unit = {"fwd_ms": "ms", "accuracy": "%", "speedup": "ratio"}[metric]
+        unit = {"fwd_ms": "ms", "graph_ms": "ms", "accuracy": "%", "speedup": "ratio"}[metric]
         return make_record(system, value, metric=metric, unit=unit, n=n, **changes)
 
     return make
@@ -95,3 +95,21 @@ def test_growth_is_fitted_to_the_longer_half_of_the_lengths(say, record):
     assert found == ("At lab scale (reduced settings), forward grows with this power of the length (fitted from 32 to "
                      "256) – Softmax: 3.00; Entmax 1.5: 2.00.")
     assert say([record("softmax", 1.0, n) for n in (8, 16)], rows=[]) == ""
+
+
+def test_the_time_that_the_figure_is_of_is_the_one_spoken_of(make_experiment, metrics, record):
+    """Of systems that it has no time of, nothing is said; without the base's, the speedups are."""
+    figure = FigureSpec("lines", "n", "graph_ms")
+    experiment = make_experiment(table=TableSpec(("system",), ("metric", "n"), ("fwd_ms", "graph_ms")), figure=figure,
+                                 systems={"softmax": "Softmax", "entmax": "Entmax 1.5", "old": "Old"})  # fmt: skip
+    records = [record("entmax", 0.5, 8, "speedup", relative_to="softmax")]
+    for n in (8, 16, 32):
+        records += [record(s, 1.0, n) for s in ("softmax", "entmax", "old")]  # the host's, let us say
+        records += [record("softmax", n / 8, n, "graph_ms"), record("entmax", n**2 / 256, n, "graph_ms")]
+        records += [record("old", None, n, "graph_ms", status="not_applicable")]
+    assert outcome(experiment, {"paper": records}, metrics) == (
+        "At paper scale, graph_ms, times as fast as Softmax, of which the paper gives no numbers – Entmax 1.5: 1 to 4. "
+        "graph_ms grows with this power of the length (fitted from 8 to 32) – Softmax: 1.00; Entmax 1.5: 2.00.")
+    launched = [r for r in records if r.metric != "graph_ms"]
+    assert outcome(experiment, {"paper": launched}, metrics).startswith(
+        "At paper scale, times as fast as Softmax, of which the paper gives no numbers – Entmax 1.5: 0.5. Forward ")
