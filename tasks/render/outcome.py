@@ -74,12 +74,12 @@ def _speeds(experiment: Experiment, cells: Sequence[Cell], metrics: Mapping[str,
             return
     if base in experiment.systems:
         drawn = _figure_time(experiment, metrics)
-        values = _times_as_fast([c for c in cells if c.metric == drawn], base)
-        label = f"{metrics[drawn].label}, times" if values and drawn else "Times"
+        values = _relative({(c.system, setting(c)): c.measured.mean for c in cells if c.metric == drawn and c.measured
+                            and c.measured.status == "ok" and c.measured.mean > 0}, base)  # fmt: skip
+        label = f"{metrics[drawn].label}, times" if drawn and values else "Times"
         if not values:
-            for cell in speedups:
-                if cell.system != base and cell.measured:
-                    values[cell.system].append(cell.measured.mean)
+            values = {s: [c.measured.mean for c in speedups if c.system == s and c.measured]
+                      for s in {c.system for c in speedups} - {base}}
         alone = [f"{experiment.systems[s]}: {_range(values[s])}" for s in experiment.systems if s in values]
         if alone:
             yield (f"{label} as fast as {experiment.systems[base]}, of which the paper gives no numbers – "
@@ -93,14 +93,12 @@ def _figure_time(experiment: Experiment, metrics: Mapping[str, Metric]) -> str |
     return drawn if drawn in metrics and metrics[drawn].unit in TIMES else None
 
 
-def _times_as_fast(cells: Sequence[Cell], base: str) -> defaultdict[str, list[float]]:
-    """Return how fast each system is relative to ``base`` wherever both were measured."""
-    found = {(c.system, setting(c)): c.measured.mean for c in cells
-             if c.measured and c.measured.status == "ok" and c.measured.mean > 0}
+def _relative(times: Mapping[tuple, float], base: str) -> dict[str, list[float]]:
+    """Return how fast each system is relative to ``base``, from times by system and setting, wherever both have one."""
     values = defaultdict(list)
-    for (system, place), mean in found.items():
-        if system != base and (base, place) in found:
-            values[system].append(found[base, place] / mean)
+    for (system, place), time in times.items():
+        if system != base and (base, place) in times:
+            values[system].append(times[base, place] / time)
     return values
 
 
@@ -108,14 +106,9 @@ def _beside_the_paper(experiment: Experiment, cells: Sequence[Cell], base: str) 
     """Say of each system how fast it is relative to ``base``, here and in the paper, over the same settings."""
     found = {(c.system, setting(c)): (c.measured.mean, c.paper["value"]) for c in cells
              if c.paper and c.measured and c.measured.status == "ok" and c.measured.mean > 0}
-    said = []
-    for system in experiment.systems:
-        pairs = [(found[base, place], times) for (s, place), times in found.items()
-                 if s == system != base and (base, place) in found]
-        if pairs:
-            here, there = ([slow[side] / fast[side] for slow, fast in pairs] for side in (0, 1))
-            said.append(f"{experiment.systems[system]}: {_range(here)} (paper {_range(there)})")
-    return said
+    here, there = (_relative({key: both[side] for key, both in found.items()}, base) for side in (0, 1))
+    return [f"{experiment.systems[s]}: {_range(here[s])} (paper {_range(there[s])})"
+            for s in experiment.systems if s in here]  # fmt: skip
 
 
 def _growth(experiment: Experiment, cells: Sequence[Cell], metrics: Mapping[str, Metric]) -> Iterator[str]:

@@ -14,6 +14,8 @@ from tasks.data.corpus import SPLITS
 from tasks.data.embedded import EmbeddedText, labelled_passages, titled_sections
 from tasks.errors import DataError
 
+HAS_TKINTER = Path(sysconfig.get_path("stdlib"), "tkinter").is_dir()  # a package of its own in some distributions
+
 
 def test_documents_are_plenty_and_in_one_split_only() -> None:
     splits = {split: list(EmbeddedText().documents(split)) for split in SPLITS}
@@ -32,8 +34,7 @@ def test_documents_hold_docstrings_under_their_names_and_chapters_of_the_referen
 def test_nothing_comes_from_installed_packages_or_test_suites() -> None:
     modules = {item.module for item in stdlib_text.docstrings()}
     assert {"asyncio.base_events", "json"} <= modules
-    has_tkinter = Path(sysconfig.get_path("stdlib"), "tkinter").is_dir()  # a package of its own in some distributions
-    assert ("tkinter.ttk" in modules) == has_tkinter
+    assert ("tkinter.ttk" in modules) == HAS_TKINTER
     assert not [m for m in modules if {"pytest", "torch", "test", "idlelib"} & set(m.split("."))]
 
 
@@ -48,10 +49,11 @@ def test_views_are_the_same_in_another_process() -> None:
     assert other == here
 
 
+@pytest.mark.skipif(not HAS_TKINTER, reason="this Python lacks tkinter, which most passages of one label are from")
 def test_labels_are_balanced_and_in_every_split() -> None:
     found = labelled_passages()
     assert 8 <= len(found.labels) <= 12
-    for split, least, most in (("train", 130, 200), ("valid", 30, 40), ("test", 30, 40)):
+    for split, least, most in (("train", 150, 200), ("valid", 30, 40), ("test", 30, 40)):
         counts = Counter(passage.label for passage in found.splits[split])
         assert set(counts) == set(range(len(found.labels)))
         assert least <= min(counts.values()) <= max(counts.values()) <= most
