@@ -39,7 +39,7 @@ def _visit(x, size, at, q, walk, theta, a, U: tl.constexpr, TOTAL: tl.constexpr)
 
 
 @triton.jit
-def _store(x, size, at, out, out2, acc, acc2, u_sum):
+def store_outputs(x, size, at, out, out2, acc, acc2, u_sum):
     """Write O, and O2 unless it is None."""
     base = at.head_index * size.n_q * x.d
     store_rows(x, out + base, acc, at.rows, size.n_q)
@@ -55,7 +55,7 @@ def _output(x, size, at, q, walk, theta_ref, out, out2, settle, passes_out):
     theta = load_theta(theta_ref, size, at)
     if settle is None:
         acc, acc2, u_sum, _total = _visit(x, size, at, q, walk, theta, a, out2 is not None, False)
-        _store(x, size, at, out, out2, acc, acc2, u_sum)
+        store_outputs(x, size, at, out, out2, acc, acc2, u_sum)
         store_passes(passes_out, x, size, at, 1)
     else:
         count = load_theta(settle.count, size, at)
@@ -74,7 +74,7 @@ def _output(x, size, at, q, walk, theta_ref, out, out2, settle, passes_out):
             unsettled = tl.max((again & (theta == theta)).to(tl.int32), 0)  # NaN must not hang
             number += 1
         store_theta(theta_ref, size, at, theta)
-        _store(x, size, at, out, out2, acc - step[:, None] * acc2, acc2, u_sum)
+        store_outputs(x, size, at, out, out2, acc - step[:, None] * acc2, acc2, u_sum)
         store_passes(passes_out, x, size, at, number)
 
 

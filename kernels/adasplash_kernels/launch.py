@@ -17,6 +17,7 @@ from .forward import output_kernel
 from .inputs import Inputs, Sizes, sealed
 from .kept import constant
 from .problem import Problem, aligned, pitches, pool_entries
+from .short import on_chip
 from .thresholds import THRESHOLDS, register
 from .thresholds.group_maxima import bound_kernel, listed_kernel
 from .thresholds.halley import halley_kernel
@@ -154,7 +155,7 @@ def column_lists(problem: Problem, max_iterations: int = MAX_ITERATIONS) -> tupl
     return _from_maxima(problem, max_iterations, listed=True, early=False)[:2]
 
 
-@register("columns_nolist", approach=partial(_from_maxima, listed=False, early=True), replayed=True)
+@register("columns_nolist", approach=partial(_from_maxima, listed=False, early=True), replayed=True, on_chip=True)
 def columns_without_lists(problem: Problem, max_iterations: int = MAX_ITERATIONS) -> Tensor:
     """Group maxima's bound, and Newton's steps on all keys: for rows too short for lists to pay."""
     if not _maxima_help(problem):
@@ -205,6 +206,9 @@ def settles(problem: Problem) -> bool:
 def forward(method: str, problem: Problem, need_out2: bool) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
     """Return O and, if asked for, O2, (B, H, N_q, D) in q's dtype; theta and work lists as ``threshold`` does."""
     entry, settle = THRESHOLDS[method], None
+    if entry.on_chip and (done := on_chip(problem, need_out2)) is not None:
+        out, out2, theta = done
+        return out, out2, theta, None
     if entry.approach is not None and settles(problem):
         theta, lists, settle = entry.approach(problem)
     else:

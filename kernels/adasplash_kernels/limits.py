@@ -14,9 +14,14 @@ NARROW = 2**16  # rows whose numbers fit into 16 bits
 LIST_TILES = True  # False to mark keys in all tiles, as a comparison
 SCATTERED = 1 if INTERPRETED else 4  # programs that share a list whose marks are scattered
 REST = 3 if INTERPRETED else 1024  # programs of a launch for the rest of the keys, at the most: usually there is none
+# Keys whose scores for a block of queries stay on chip where nothing but masks is asked for: see on_chip.py
+ON_CHIP = 32 if INTERPRETED else 128
+ON_CHIP_HOPPER = 512
 PIECE = 2 if INTERPRETED else 32  # tiles of a piece that the walk of a block of keys is cut into, at the least
 
 
 def settings() -> tuple:
     """Return the numbers above: what is launched follows from them and from a call's arguments."""
-    return DENSEST, ENTRIES, WORKSPACE, PIECES, NARROW, LIST_TILES, SCATTERED, REST, PIECE
+    return (
+        DENSEST, ENTRIES, WORKSPACE, PIECES, NARROW, LIST_TILES, SCATTERED, REST, ON_CHIP, ON_CHIP_HOPPER, PIECE,
+    )  # fmt: skip

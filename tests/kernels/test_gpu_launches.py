@@ -13,6 +13,8 @@ import triton.language as tl
 from calls import KERNELS, bind, positions, random_qkv
 from torch import Tensor
 
+from adasplash_kernels.thresholds import THRESHOLDS
+
 pytestmark = pytest.mark.gpu
 every_method = pytest.mark.parametrize("method", KERNELS)
 
@@ -141,9 +143,13 @@ def test_another_length_compiles_nothing(method, case, head_dim, monkeypatch):
         train(method, inputs, torch.randn_like(inputs[0]), options)
         infer(method, inputs, inputs[0], options)
 
-    both(256)
-    if head_dim % 16:  # then an odd length aligns rows of q, k and v differently, which Triton knows two kernels for
-        both(257)
+    # where all scores of a block stay on chip, a kernel for each of three widths of tiles, and those for longer rows
+    for n in (100, 200, 400, 600) if THRESHOLDS[method].on_chip else (256,):
+        both(n)
+        if (
+            head_dim % 16
+        ):  # then an odd length aligns rows of q, k and v differently, which Triton knows two kernels for
+            both(n + 1)
     with compilations(monkeypatch) as seen:
         for n in (113, 300, 512, 1000, 1025, 17, 16):
             both(n)

@@ -31,12 +31,14 @@ class Threshold:
             take that step (see settle.py); None if there is no such thing.
         replayed: whether calls may be played from a record (see replays.py): what these functions do follows from
             shapes and numbers alone, and they launch no kernels but those under ``@launched_by_key``.
+        on_chip: whether short sequences are to take the kernel that does all at once instead (see on_chip.py).
     """
 
     solve: Callable[[Problem], Any]
     lists: Literal["tiles", "columns"] | None = None
     approach: Callable[[Problem], Any] | None = None
     replayed: bool = False
+    on_chip: bool = False
 
 
 THRESHOLDS: dict[str, Threshold] = {}
@@ -48,6 +50,7 @@ def register(
     lists: Literal["tiles", "columns"] | None = None,
     approach: Callable[[Problem], Any] | None = None,
     replayed: bool = False,
+    on_chip: bool = False,
 ) -> Callable[[Callable], Callable]:
     """Return a decorator that makes a function the method ``name``; the rest as for ``Threshold``.
 
@@ -58,7 +61,7 @@ def register(
         raise ValueError(f"name: {name!r} is taken")
 
     def keep(solve: Callable) -> Callable:
-        THRESHOLDS[name] = Threshold(solve, lists, approach, replayed)
+        THRESHOLDS[name] = Threshold(solve, lists, approach, replayed, on_chip)
         return solve
 
     return keep

@@ -1,0 +1,78 @@
+"""Launching one kernel for short sequences, where the scores of a block of queries fit on chip."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+import triton
+from torch import Tensor
+
+from . import limits
+from .on_chip import on_chip_kernel
+from .problem import Problem
+from .thresholds.refine import MAX_ITERATIONS
+from .tile_sizes import INTERPRETED, Tiles
+
+try:
+    from .on_chip_hopper import on_chip_hopper_kernel
+except ImportError:  # a Triton without Gluon, or with another
+    on_chip_hopper_kernel = None
+
+
+def on_chip(problem: Problem, need_out2: bool) -> tuple[Tensor, Tensor | None, Tensor] | None:
+    """Return O and, if asked for, O2, (B, H, N_q, D) in q's dtype, and theta (B, H, N_q) float32; None where the scores
+    of a block of queries do not fit."""
+    q, keys, head_dim = problem.q, problem.k.shape[2], problem.q.shape[3]
+    if problem.alpha_kind != "1.5" or problem.scores is not None or q.dtype == torch.float32 or head_dim > 64:
+        return None
+    plain = problem.alibi_slopes is None and problem.cu_seqlens_q is None
+    hopper = plain and _has_hopper_kernel(q.device)
+    if keys > (limits.ON_CHIP_HOPPER if hopper else limits.ON_CHIP):
+        return None
+    part = problem.retiled(_tiles(keys, hopper))
+    theta = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    out2 = torch.empty(q.shape, dtype=q.dtype, device=q.device) if need_out2 else None
+    each = _blocks_each(part.query_blocks, part.heads, _multiprocessors(q.device) * _PROGRAMS[part.tiles.block_n])
+    grid = (part.heads * -(-part.query_blocks // each),)
+    arguments = (part.inputs(), part.sizes(), theta, out, out2, MAX_ITERATIONS, each)
+    if hopper:
+        # causal: the first queries see the first half of the keys alone
+        on_chip_hopper_kernel[grid](*arguments, problem.right == 0, **part.options)
+    else:
+        on_chip_kernel[grid](*arguments, **part.options)
+    return out, out2, theta
+
+
+def _blocks_each(blocks: int, heads: int, at_a_time: int) -> int:
+    """Return how many blocks of queries of a head a program is to take, where so many programs run at a time.
+
+    Loading keys and values takes a program about as long as a block does.
+    """
+    choices = [each for each in (1, 2, 4, 8, 16) if each < blocks] + [blocks] * (0 < blocks <= 16)
+    return min(choices, key=lambda each: -(-heads * -(-blocks // each) // at_a_time) * (each + 1), default=1)
+
+
+# programs that share a multiprocessor, by keys of a tile: what registers and shared memory leave room for
+_PROGRAMS = {32: 1, 128: 3, 256: 2, 512: 1}
+
+
+def _tiles(keys: int, hopper: bool) -> Tiles:
+    """Pick tiles that hold all keys: three kernels at the most are compiled, whatever the lengths."""
+    if INTERPRETED:
+        return Tiles(16, 32, 1, 1)
+    wide = max(128, triton.next_power_of_2(keys))
+    return Tiles(64, wide, 8 if wide > 256 else 4, 1, None if wide > 128 else 168 if hopper else 128)
+
+
+@lru_cache
+def _multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
+
+@lru_cache
+def _has_hopper_kernel(device: torch.device) -> bool:
+    if on_chip_hopper_kernel is None or INTERPRETED or device.type != "cuda":
+        return False
+    return torch.version.hip is None and torch.cuda.get_device_capability(device)[0] == 9
