@@ -54,6 +54,7 @@ def _solve(x, size, raw, max_iterations):
         again = step * step * x.BLOCK_N > 4e-6
         unfinished = tl.max((again & ~empty & (rise == rise)).to(tl.int32), 0)  # NaN must not hang
         iteration += 1
+    rise = tl.where(empty, 0.0, rise)  # where nothing is seen the steps lead anywhere
     return tl.where(empty, float("inf"), top + 2.0 * rise), height, rise
 
 

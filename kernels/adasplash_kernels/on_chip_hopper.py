@@ -178,6 +178,7 @@ def _solve(x, size, here, raw, max_iterations):
         again = step * step * KEYS > _TOLERANCE
         unfinished = gl.max((again & (empty == 0) & (rise == rise)).to(gl.int32), 0)  # NaN must not hang
         iteration += 1
+    rise = gl.where(empty, 0.0, rise)  # where nothing is seen the steps lead anywhere
     return gl.where(empty, float("inf"), top + 2.0 * (bound + rise)), height, rise
 
 
