@@ -97,8 +97,8 @@ def _roots(height, rise):
 
 
 @gluon.jit
-def _coarse_step(height, rise, like, places, QUERIES: gl.constexpr):
-    """Return Newton's step for some of the scores; the result as ``like`` is laid out."""
+def _step(height, rise, like, places, QUERIES: gl.constexpr):
+    """Return Newton's step for all scores of a query, or some; the result as ``like`` is laid out."""
     u = _roots(height, gl.convert_layout(rise, gl.SliceLayout(1, height.type.layout)))
     total, slope = gl.reduce((u * u, u), 1, _add2)
     total, slope = gl.convert_layout(total, like.type.layout), gl.convert_layout(slope, like.type.layout)
@@ -106,11 +106,11 @@ def _coarse_step(height, rise, like, places, QUERIES: gl.constexpr):
 
 
 @gluon.jit
-def _step(height, rise, places, KEYS: gl.constexpr, QUERIES: gl.constexpr):
-    """Return Newton's step for all KEYS scores of a query.
+def _rough_step(height, rise, places, KEYS: gl.constexpr, QUERIES: gl.constexpr):
+    """Return about the same for all KEYS scores of a query, for an instruction a score less.
 
-    With v = max(height, rise) the sums of u = v - rise and of its square follow from those of v and of its square, an
-    instruction a score less. That cancels well, for heights are such that ``rise`` is near 0.
+    With v = max(height, rise) the sums of u = v - rise and of its square follow from those of v and of its square. That
+    cancels badly where ``rise`` is far from 0.
     """
     above = gl.maximum(height, rise[:, None], propagate_nan=_ALL)
     squares, plain = gl.reduce((above * above, above), 1, _add2)
@@ -163,16 +163,16 @@ def _solve(x, size, here, raw, max_iterations):
     top = gl.where(empty, 0.0, top)
     # the largest score comes off first, in one multiply-add that rounds once
     height = (maxima * size.scale - gl.convert_layout(top, some)[:, None]) * 0.5 + 1.0
-    bound = _coarse_step(height, gl.convert_layout(gl.zeros_like(top), some), top, here.sums, M)
-    bound += _coarse_step(height, gl.convert_layout(bound, some), top, here.others, M)
+    bound = _step(height, gl.convert_layout(gl.zeros_like(top), some), top, here.sums, M)
+    bound += _step(height, gl.convert_layout(bound, some), top, here.others, M)
     bound = gl.maximum(bound - 1e-6, 0.0, propagate_nan=_ALL)
     height = (raw * size.scale - top[:, None]) * 0.5 + (1.0 - bound)[:, None]
-    rise = _step(height, gl.zeros_like(top), here.sums, KEYS, M)
-    rise += _step(height, rise, here.others, KEYS, M)
+    rise = _rough_step(height, gl.zeros_like(top), here.sums, KEYS, M)
+    rise += _rough_step(height, rise, here.others, KEYS, M)
     iteration = 2
     unfinished = 1
     while (unfinished > 0) & (iteration < max_iterations):
-        step = _step(height, rise, here.sums, KEYS, M)
+        step = _step(height, rise, top, here.sums, M)
         rise += step
         # a step e of theta leaves at most e^2 / 4 for each weight in the support
         again = step * step * KEYS > _TOLERANCE
