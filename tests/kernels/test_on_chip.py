@@ -22,11 +22,9 @@ MOST = LENGTHS[-1]
 
 
 def most(device: str) -> int:
-    return (
-        limits.ON_CHIP_HOPPER
-        if short._has_hopper_kernel(torch.device(device, 0) if ON_GPU else torch.device("cpu"))
-        else limits.ON_CHIP
-    )
+    """Return how many keys one kernel takes."""
+    hopper = ON_GPU and short._has_hopper_kernel(torch.device(device, 0))
+    return limits.ON_CHIP_HOPPER if hopper else limits.ON_CHIP
 
 
 @pytest.fixture
