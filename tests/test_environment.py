@@ -92,7 +92,9 @@ def test_requirements_for_other_platforms_do_not_count():
     assert environment.first_problem(["no-such-package-anywhere; sys_platform == 'amiga'"]) is None
 
 
-@pytest.mark.parametrize(("version", "fits"), [("2.13.0+cpu", True), ("2.14.0.dev20260601", True), ("2.10.1", False)])
+@pytest.mark.parametrize(
+    ("version", "fits"), [("2.13.0+cpu", True), ("2.14.0.dev20260601", True), ("2.10.1", False)]
+)
 def test_local_and_development_versions(monkeypatch, version, fits):
     monkeypatch.setattr(environment.metadata, "version", lambda name: version)
     assert (environment.first_problem(["torch>=2.11,<2.16"]) is None) is fits

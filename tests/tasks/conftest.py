@@ -159,13 +159,13 @@ PROGRAMS = {
 '''
 
 # Lets children find the family too, and spares them the seconds that importing torch takes.
-SITECUSTOMIZE = f"""
+SITECUSTOMIZE = f'''
 import sys
 sys.path[:0] = [{str(REPOSITORY)!r}]
 import tasks.programs, tasks.records
 tasks.programs._PACKAGES["helmet"] = "fake_family"
 tasks.records.environment = lambda: {{"gpu": None, "driver": None, "torch": "0", "triton": None, "python": "3"}}
-"""
+'''
 
 
 @pytest.fixture

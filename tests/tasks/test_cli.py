@@ -267,7 +267,7 @@ def test_a_failure_is_the_exit_status_and_in_the_summary(make_fake, results, cap
     assert run(experiment.path, "--results", results, "--no-render") == 1
     out = " ".join(capsys.readouterr().out.split())
     assert "adasplash/fake failed 0 " in out
-    summary = out[out.index("adasplash/fake failed") :]
+    summary = out[out.index("adasplash/fake failed"):]
     assert "ValueError: got shape [batch, heads] of [/tmp/x], [bold]no[/bold]" in summary  # rich would eat brackets
     assert "0 done, 0 up to date, 1 failed" in out
 

@@ -35,20 +35,10 @@ def put(*path):
 
 def claim(**changes):
     """Give the config a claim, valid but for the changes."""
-
     def change(config):
         config["render"]["table"]["columns"] = ["metric", "n"]
-        config["claims"] = [
-            {
-                "text": "twice as good",
-                "kind": "ratio",
-                "metric": "val_loss",
-                "of": "a",
-                "over": "b_1.5",
-                "paper": 2,
-                **changes,
-            }
-        ]
+        config["claims"] = [{"text": "twice as good", "kind": "ratio", "metric": "val_loss", "of": "a", "over": "b_1.5",
+                             "paper": 2, **changes}]
 
     return change
 
@@ -77,8 +67,7 @@ def test_a_valid_config_loads_whole(write_config):
 def test_claims_load(write_config):
     path = write_config(change=claim(where={"n": 8}))
     assert load_experiment(path, path.parents[1]).claims == (
-        Claim("twice as good", "ratio", "val_loss", "a", 2.0, over="b_1.5", where={"n": 8}),
-    )
+        Claim("twice as good", "ratio", "val_loss", "a", 2.0, over="b_1.5", where={"n": 8}),)
     path = write_config(change=claim(kind="crossing", over="", along="n"))
     assert load_experiment(path, path.parents[1]).claims[0].along == "n"
     path = write_config(change=claim(kind="most", over="", paper=None, target=0))
@@ -113,10 +102,8 @@ MISTAKES = [
     (put("render", {}), r"render.table: missing, and figure too"),
     (put("render", "tabel", {}), r"render.tabel: unknown key, allowed are table, figure"),
     (drop("render", "table", "rows"), r"render.table.rows: missing, expected a list of a string"),
-    (
-        put("render", "figure", {"kind": "pie", "x": "n", "y": "val_loss"}),
-        r"render.figure.kind: got 'pie', allowed are lines, heatmap, bars",
-    ),
+    (put("render", "figure", {"kind": "pie", "x": "n", "y": "val_loss"}),
+     r"render.figure.kind: got 'pie', allowed are lines, heatmap, bars"),
     (put("reported", "columns", ["system", "metric", "n"]), r"reported.columns: must hold .*; lacks value"),
     (put("reported", "columns", ["system", "metric", "metric", "value"]), r"reported.columns: got .* distinct"),
     (put("reported", "rows", 0, ["a", "val_loss", 3]), r"reported.rows\[0\]: has 3 fields, columns names 4"),
@@ -135,16 +122,12 @@ MISTAKES = [
     (claim(paper=None), r"claims\[0\].paper: missing, expected a number \(or target, "),
     (claim(target=2), r"claims\[0\].target: got 2 beside paper, allowed is one of the two"),
     (claim(paper=None, target=0), r"claims\[0\].target: got 0, allowed is a number above 0 \(with kind most, 0 too\)"),
-    (
-        claim(kind="crossing", along="n", paper=None, target=2),
-        r"claims\[0\].target: got 2, which goes with kinds ratio, exponent, most",
-    ),
+    (claim(kind="crossing", along="n", paper=None, target=2),
+     r"claims\[0\].target: got 2, which goes with kinds ratio, exponent, most"),
     (claim(kind="most", over=""), r"claims\[0\].paper: got 2, which goes with kinds ratio and crossing; give target"),
     (claim(kind="most"), r"claims\[0\].over: got 'b_1.5', which goes with kinds ratio and crossing"),
-    (
-        claim(kind="exponent", over="", paper=None, target=2),
-        r"claims\[0\].along: missing, the exponent is along a parameter or metric",
-    ),
+    (claim(kind="exponent", over="", paper=None, target=2),
+     r"claims\[0\].along: missing, the exponent is along a parameter or metric"),
     (claim(over=""), r"claims\[0\].over: missing, a ratio is of one system over another"),
     (claim(along="n"), r"claims\[0\].along: got 'n', which goes with kinds crossing and exponent"),
     (claim(kind="crossing"), r"claims\[0\].along: missing, the crossing is along a parameter or metric"),

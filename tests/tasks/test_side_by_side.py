@@ -169,10 +169,8 @@ def test_the_command_line(make, options, monkeypatch, capsys):
         assert main(["run", *map(str, configs), *results, "--gpus", str(gpus)]) == 0
     assert asked == [(["adasplash/one"], 2), (["adasplash/one", "adasplash/two"], 3)]
     capsys.readouterr()
-    for arguments, message in (
-        (["--gpus", "0"], "--gpus: got 0, allowed is 1 or more"),
-        (["--gpus", "2", "--devices", "2"], "--devices: got 2 on 1 node(s), but"),
-    ):
+    for arguments, message in ((["--gpus", "0"], "--gpus: got 0, allowed is 1 or more"),
+                               (["--gpus", "2", "--devices", "2"], "--devices: got 2 on 1 node(s), but")):
         assert main(["run", str(one), *results, *arguments]) == 2
         assert message in capsys.readouterr().err
 

@@ -39,15 +39,12 @@ def test_nothing_comes_from_installed_packages_or_test_suites() -> None:
 
 
 def test_views_are_the_same_in_another_process() -> None:
-    script = (
-        "from tasks.data.embedded import *; print(EmbeddedText().fingerprint, "
-        "labelled_passages().fingerprint, titled_sections().fingerprint)"
-    )
+    script = ("from tasks.data.embedded import *; print(EmbeddedText().fingerprint, "
+              "labelled_passages().fingerprint, titled_sections().fingerprint)")
     root = Path(embedded.__file__).parents[2]
     environment = {**os.environ, "PYTHONHASHSEED": "7"}
-    other = subprocess.run(
-        [sys.executable, "-c", script], cwd=root, env=environment, check=True, capture_output=True, text=True
-    ).stdout.split()
+    other = subprocess.run([sys.executable, "-c", script], cwd=root, env=environment, check=True,
+                           capture_output=True, text=True).stdout.split()
     here = [EmbeddedText().fingerprint, labelled_passages().fingerprint, titled_sections().fingerprint]
     assert other == here
 
@@ -115,22 +112,16 @@ def test_a_title_is_followed_by_its_own_section(monkeypatch: pytest.MonkeyPatch)
     chapter += f"=====================\n\nOther. {body}\n\nShort title\n-----------\n\n{body}\n"
     monkeypatch.setattr(embedded, "topics", lambda: {"chapter": chapter})
     assert list(embedded._topic_sections()) == [
-        ("Title of the chapter", body.strip()),
-        ("Title of a part of it", f"Other. {body}".strip()),
-    ]
-    items = [
-        stdlib_text.Docstring("m", "f", f"Do what this function does.\n\n{body}"),
-        stdlib_text.Docstring("m", "g", f"Two lines\nof title.\n\n{body}"),
-        stdlib_text.Docstring("m", "h", "Nothing but this one line."),
-    ]
+        ("Title of the chapter", body.strip()), ("Title of a part of it", f"Other. {body}".strip())]
+    items = [stdlib_text.Docstring("m", "f", f"Do what this function does.\n\n{body}"),
+             stdlib_text.Docstring("m", "g", f"Two lines\nof title.\n\n{body}"),
+             stdlib_text.Docstring("m", "h", "Nothing but this one line.")]
     monkeypatch.setattr(embedded, "docstrings", lambda: items)
     assert list(embedded._docstring_sections()) == [("Do what this function does", body.strip())]
     found = embedded.titled_sections.__wrapped__()
     by_title = {title: found.corpus["d" + query[1:]] for query, title in found.queries.items()}
-    assert by_title == {
-        "Do what this function does": body.strip(),
-        "Title of a part of it": f"Other. {body}".strip(),
-    }, "a repeated section has one title"
+    assert by_title == {"Do what this function does": body.strip(),
+                        "Title of a part of it": f"Other. {body}".strip()}, "a repeated section has one title"
 
 
 def test_definitions_under_conditions_are_found_and_repeats_dropped(
@@ -139,19 +130,14 @@ def test_definitions_under_conditions_are_found_and_repeats_dropped(
     (tmp_path / "pkg").mkdir()
     (tmp_path / "pkg" / "__init__.py").write_text(
         '"""Package."""\nimport sys\nif sys.platform == "x":\n    def f():\n        """On x."""\nelse:\n'
-        '    def f():\n        """Elsewhere."""\nclass C:\n    """Package."""\n    async def g(self): "Async."\n'
-    )
+        '    def f():\n        """Elsewhere."""\nclass C:\n    """Package."""\n    async def g(self): "Async."\n')
     (tmp_path / "broken.py").write_text("def (:")
     (tmp_path / "test").mkdir()
     (tmp_path / "test" / "a.py").write_text('"""A test."""')
     monkeypatch.setattr(stdlib_text.sysconfig, "get_path", lambda _: str(tmp_path))
     found = stdlib_text.docstrings.__wrapped__()
     assert [(d.module, d.name, d.text) for d in found] == [
-        ("pkg", "", "Package."),
-        ("pkg", "f", "On x."),
-        ("pkg", "f", "Elsewhere."),
-        ("pkg", "C.g", "Async."),
-    ]
+        ("pkg", "", "Package."), ("pkg", "f", "On x."), ("pkg", "f", "Elsewhere."), ("pkg", "C.g", "Async.")]
 
 
 def test_a_python_without_its_library_text_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,7 +65,9 @@ def test_an_error_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("step", ["write", "flush"])
-def test_a_full_disk_leaves_nothing_and_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+def test_a_full_disk_leaves_nothing_and_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 

@@ -32,11 +32,8 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> OpenFake:
             files[name] = str(tmp_path / f"{name}.jsonl")
             Path(files[name]).write_text("".join(json.dumps(row) + "\n" for row in rows))
         monkeypatch.setattr(hub, "hub_commit", lambda *_: commit)
-        monkeypatch.setattr(
-            datasets,
-            "load_dataset_builder",
-            lambda *_, **__: real("json", data_files=files, cache_dir=str(tmp_path / "cache")),
-        )
+        monkeypatch.setattr(datasets, "load_dataset_builder", lambda *_, **__: real(
+            "json", data_files=files, cache_dir=str(tmp_path / "cache")))
         return HubText(HubSpec("owner/name", **arguments))
 
     return open_fake
@@ -48,12 +45,8 @@ def rows(count: int, name: str = "document") -> list[dict]:
 
 @pytest.mark.parametrize("streaming", [True, False])
 def test_splits_are_mapped_or_held_out_from_the_head(fake: OpenFake, streaming: bool) -> None:
-    corpus = fake(
-        {"train": rows(10), "dev": rows(3, "dev")},
-        splits={"train": "train", "valid": "dev"},
-        held_out=2,
-        streaming=streaming,
-    )
+    corpus = fake({"train": rows(10), "dev": rows(3, "dev")}, splits={"train": "train", "valid": "dev"},
+                  held_out=2, streaming=streaming)
     assert list(corpus.documents("valid")) == [f"dev {i}" for i in range(3)]
     assert list(corpus.documents("test")) == ["document 0", "document 1"]
     assert list(corpus.documents("train")) == [f"document {i}" for i in range(2, 10)]
@@ -69,8 +62,7 @@ def test_rows_are_those_of_the_named_split(fake: OpenFake) -> None:
 def test_valid_and_test_share_no_document(fake: OpenFake) -> None:
     corpus = fake({"train": rows(10)}, held_out=2, max_documents=3)
     assert [list(corpus.documents(s)) for s in ("valid", "test", "train")] == [
-        [f"document {i}" for i in chosen] for chosen in ([0, 1], [2, 3], [4, 5, 6])
-    ]
+        [f"document {i}" for i in chosen] for chosen in ([0, 1], [2, 3], [4, 5, 6])]
 
 
 def test_a_stream_is_read_no_further_than_asked(fake: OpenFake, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,12 +86,8 @@ def test_a_stream_is_read_no_further_than_asked(fake: OpenFake, monkeypatch: pyt
 def test_the_fingerprint_follows_commit_and_choice_of_documents(fake: OpenFake) -> None:
     data = {"train": rows(3)}
     same = [fake(data).fingerprint, fake(data, streaming=False).fingerprint]
-    other = [
-        fake(data, commit="decaf").fingerprint,
-        fake(data, max_documents=2).fingerprint,
-        fake(data, held_out=1).fingerprint,
-        fake(data, name="config").fingerprint,
-    ]
+    other = [fake(data, commit="decaf").fingerprint, fake(data, max_documents=2).fingerprint,
+             fake(data, held_out=1).fingerprint, fake(data, name="config").fingerprint]
     assert same[0] == same[1]
     assert len({same[0], *other}) == 5
 
@@ -107,20 +95,21 @@ def test_the_fingerprint_follows_commit_and_choice_of_documents(fake: OpenFake) 
 @pytest.mark.parametrize(
     ("arguments", "split", "message"),
     [
-        (
-            {"text_column": "body"},
-            "train",
-            "data.hub.text_column: hub:owner/name: no column body; present are text, id",
-        ),
-        ({"text_column": "id"}, "train", "data.hub.text_column: hub:owner/name: id holds int, expected a string"),
+        ({"text_column": "body"}, "train",
+         "data.hub.text_column: hub:owner/name: no column body; present are text, id"),
+        ({"text_column": "id"}, "train",
+         "data.hub.text_column: hub:owner/name: id holds int, expected a string"),
         ({"splits": {"train": "training"}}, "train", "data.hub.splits: hub:owner/name: .*training"),
-        ({"splits": {"train": "training"}, "streaming": False}, "train", "data.hub.splits: hub:owner/name: .*training"),
+        ({"splits": {"train": "training"}, "streaming": False}, "train",
+         "data.hub.splits: hub:owner/name: .*training"),
         ({"splits": {"valid": "train"}}, "train", "data.hub.splits: names no split for train"),
         ({"splits": {"valid": "train"}}, "test", "data.hub.splits: names no split for test"),
         ({"held_out": 0}, "test", "data.hub.splits: names no split for test, and none is held out of train"),
     ],
 )
-def test_what_is_wrong_with_a_dataset_is_named(fake: OpenFake, arguments: dict, split: str, message: str) -> None:
+def test_what_is_wrong_with_a_dataset_is_named(
+    fake: OpenFake, arguments: dict, split: str, message: str
+) -> None:
     corpus = fake({"train": rows(3)}, **{"held_out": 1} | arguments)
     with pytest.raises(DataError, match=f"^{message}"):
         list(corpus.documents(split))
@@ -161,7 +150,9 @@ def closed_port() -> int:
         return taken.getsockname()[1]
 
 
-def test_an_unreachable_hub_is_asked_once_and_passed_over(online: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_hub_is_asked_once_and_passed_over(
+    online: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
     online(f"http://127.0.0.1:{closed_port()}")
     monkeypatch.setattr(datasets, "load_dataset_builder", lambda *_, **__: pytest.fail("tried all the same"))
     spec = TextSpec(("hub", "embedded"), hub=HubSpec("owner/name"))

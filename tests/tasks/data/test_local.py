@@ -83,38 +83,26 @@ def test_the_fingerprint_follows_content_and_splits_not_the_place(make_files: Ma
 
     first = fingerprint(lines(9))
     assert first == fingerprint(lines(9))
-    assert (
-        len(
-            {
-                first,
-                fingerprint(lines(10)),
-                fingerprint(lines(9), held_out=0.2),
-                fingerprint(lines(9), train_files=("all.jsonl",)),
-            }
-        )
-        == 4
-    )
+    assert len({first, fingerprint(lines(10)), fingerprint(lines(9), held_out=0.2),
+                fingerprint(lines(9), train_files=("all.jsonl",))}) == 4
 
 
 @pytest.mark.parametrize(
     ("files", "arguments", "message"),
     [
         ({"lm/x/a.csv": "1"}, {}, r"data.local: no \.txt or \.jsonl files in .*x"),
-        ({"lm/x/a.txt": "1"}, {"valid_files": ("b.txt",)}, r"data.valid_files: no file matches 'b\.txt' in .*x"),
-        (
-            {"lm/x/a.txt": "1"},
-            {"train_files": ("*.txt",), "test_files": ("a.txt",)},
-            r"data.test_files: a\.txt is among data.train_files too",
-        ),
-        (
-            {"lm/x/a.txt": "1"},
-            {"train_files": ("a.txt",)},
-            "data.valid_files: missing, the config names files for train only",
-        ),
+        ({"lm/x/a.txt": "1"}, {"valid_files": ("b.txt",)},
+         r"data.valid_files: no file matches 'b\.txt' in .*x"),
+        ({"lm/x/a.txt": "1"}, {"train_files": ("*.txt",), "test_files": ("a.txt",)},
+         r"data.test_files: a\.txt is among data.train_files too"),
+        ({"lm/x/a.txt": "1"}, {"train_files": ("a.txt",)},
+         "data.valid_files: missing, the config names files for train only"),
         ({"lm/x/a.txt": "1", "lm/x/b.txt": "1"}, {}, "data.local: .*x: 1 distinct documents"),
         ({"lm/x/a.txt": b"\xff"}, {"valid_files": ("a.txt",)}, r"data.local: .*a\.txt:1: not UTF-8"),
-        ({"lm/x/a.jsonl": '{"body": "b"}'}, {}, r"data.local: .*a\.jsonl:1: no column text; present are body"),
-        ({"lm/x/a.jsonl": '{"text": 3}'}, {}, r"data.text_column: .*a\.jsonl: text holds int, expected a string"),
+        ({"lm/x/a.jsonl": '{"body": "b"}'}, {},
+         r"data.local: .*a\.jsonl:1: no column text; present are body"),
+        ({"lm/x/a.jsonl": '{"text": 3}'}, {},
+         r"data.text_column: .*a\.jsonl: text holds int, expected a string"),
     ],
 )
 def test_what_is_wrong_with_a_folder_is_named(

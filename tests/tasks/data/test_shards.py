@@ -97,7 +97,7 @@ def test_shards_hold_the_documents(tmp_path: Path, tokenizer: Tokenizer, texts: 
     shards = [shard_path(found.path, i) for i in range(-(-len(expected) // SHARD))]
     assert len(shards) > 5 and sorted((tmp_path / "tokens").glob("*.bin")) == sorted(shards)
     for number, shard in enumerate(shards):
-        assert np.fromfile(shard, "<u2").tolist() == expected[number * SHARD : (number + 1) * SHARD]
+        assert np.fromfile(shard, "<u2").tolist() == expected[number * SHARD:(number + 1) * SHARD]
 
 
 def test_one_shard_is_one_file(tmp_path: Path, tokenizer: Tokenizer) -> None:
@@ -235,8 +235,7 @@ def test_a_full_disk_leaves_whole_shards(
             tokenize_split(Corpus(texts), "train", tokenizer, tmp_path / "full")
     stem = whole.path.stem
     assert list(content(tmp_path / "full")) == sorted(
-        f"{stem}{n}{e}" for n in ("", "-00001") for e in (".bin", ".reached.json")
-    )
+        f"{stem}{n}{e}" for n in ("", "-00001") for e in (".bin", ".reached.json"))
     tokenize_split(Corpus(texts), "train", tokenizer, tmp_path / "full")
     assert content(tmp_path / "full") == content(tmp_path / "whole")
 

@@ -40,9 +40,7 @@ def test_the_next_source_serves_and_the_reasons_are_kept(tmp_path: Path) -> None
     corpus = load_text(EVERYTHING, tmp_path)
     assert corpus.source == resolve(EVERYTHING, tmp_path) == "embedded:lm"
     assert corpus.skipped == (
-        f"data.local: no folder lm/x below {tmp_path}",
-        "data.hub: cannot reach the Hugging Face hub",
-    )
+        f"data.local: no folder lm/x below {tmp_path}", "data.hub: cannot reach the Hugging Face hub")
 
 
 @pytest.mark.usefixtures("no_hub")
@@ -53,8 +51,7 @@ def test_when_nothing_serves_every_reason_is_given(function: Callable) -> None:
         function(spec)
     assert str(caught.value) == (
         "data.sources: none of local, hub can serve: data.local: lm/x needs a data folder (--data-root or "
-        "ADASPLASH_DATA); data.hub: cannot reach the Hugging Face hub"
-    )
+        "ADASPLASH_DATA); data.hub: cannot reach the Hugging Face hub")
 
 
 def test_a_source_that_is_there_but_wrong_is_not_passed_over(make_files: MakeFiles) -> None:

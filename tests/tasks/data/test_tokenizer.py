@@ -41,25 +41,18 @@ def test_the_embedded_tokenizer_round_trips_any_text(cache: Path) -> None:
 
 
 def test_training_gives_the_same_merges_in_another_process() -> None:
-    script = (
-        "from tasks.data.bpe import train; from tasks.data.embedded import EmbeddedText; "
-        "print(train(EmbeddedText().documents('valid'), 400).to_str())"
-    )
+    script = ("from tasks.data.bpe import train; from tasks.data.embedded import EmbeddedText; "
+              "print(train(EmbeddedText().documents('valid'), 400).to_str())")
     root = Path(bpe.__file__).parents[2]
     environment = {**os.environ, "PYTHONHASHSEED": "7", "RAYON_NUM_THREADS": "1"}
-    other = subprocess.run(
-        [sys.executable, "-c", script],
-        cwd=root,
-        env=environment,
-        check=True,
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-    ).stdout
+    other = subprocess.run([sys.executable, "-c", script], cwd=root, env=environment, check=True,
+                           capture_output=True, text=True, encoding="utf-8").stdout
     assert other.strip() == bpe.train(EmbeddedText().documents("valid"), 400).to_str()
 
 
-def test_a_kept_tokenizer_is_used_and_a_damaged_one_trained_anew(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kept_tokenizer_is_used_and_a_damaged_one_trained_anew(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = load_tokenizer(EMBEDDED, cache_dir=cache)
     (path,) = cache.rglob("tokenizer.json")
     with monkeypatch.context() as patch:
@@ -72,9 +65,8 @@ def test_a_kept_tokenizer_is_used_and_a_damaged_one_trained_anew(cache: Path, mo
 
 
 def test_two_files_make_a_gpt2_tokenizer(make_files: MakeFiles) -> None:
-    root = make_files(
-        {"tokenizers/x/vocab.json": json.dumps(GPT2_VOCABULARY), "tokenizers/x/merges.txt": "#version: 0.2\na b\n"}
-    )
+    root = make_files({"tokenizers/x/vocab.json": json.dumps(GPT2_VOCABULARY),
+                       "tokenizers/x/merges.txt": "#version: 0.2\na b\n"})
     found = load_tokenizer(LOCAL, root)
     assert found.backend("abab ba").input_ids == [3, 3, 4, 2, 1]
     assert (found.source, found.separator_id, found.backend.pad_token_id) == ("local:tokenizers/x", 0, 0)
@@ -83,14 +75,14 @@ def test_two_files_make_a_gpt2_tokenizer(make_files: MakeFiles) -> None:
 def test_two_files_with_robertas_special_tokens_make_robertas_tokenizer(make_files: MakeFiles) -> None:
     tokens = ["<s>", "<pad>", "</s>", "<unk>", "a", "b", "ab", "<mask>"]
     vocabulary = {token: i for i, token in enumerate(tokens)}
-    found = load_tokenizer(
-        LOCAL, make_files({"tokenizers/x/vocab.json": json.dumps(vocabulary), "tokenizers/x/merges.txt": "a b\n"})
-    )
+    found = load_tokenizer(LOCAL, make_files({"tokenizers/x/vocab.json": json.dumps(vocabulary),
+                                              "tokenizers/x/merges.txt": "a b\n"}))
     assert found.backend("aba <mask>").input_ids == [0, 6, 4, 7, 2]
     assert (found.vocab_size, found.backend.pad_token_id) == (len(tokens), 1)
 
 
-@pytest.mark.parametrize(("words", "ids"), [(["hello", "world"], [2, 4, 5, 3]), (["Hello", "world"], [2, 0, 5, 3])])
+@pytest.mark.parametrize(
+    ("words", "ids"), [(["hello", "world"], [2, 4, 5, 3]), (["Hello", "world"], [2, 0, 5, 3])])
 def test_a_vocabulary_file_makes_a_bert_tokenizer(make_files: MakeFiles, words: list, ids: list) -> None:
     tokens = ["[UNK]", "[PAD]", "[CLS]", "[SEP]", *words]
     found = load_tokenizer(LOCAL, make_files({"tokenizers/x/vocab.txt": "\n".join(tokens) + "\n"}))
@@ -98,7 +90,9 @@ def test_a_vocabulary_file_makes_a_bert_tokenizer(make_files: MakeFiles, words: 
     assert found.separator_id == 3
 
 
-def test_a_tokenizer_file_gets_its_special_tokens_by_name_or_config(make_files: MakeFiles, cache: Path) -> None:
+def test_a_tokenizer_file_gets_its_special_tokens_by_name_or_config(
+    make_files: MakeFiles, cache: Path
+) -> None:
     load_tokenizer(EMBEDDED, cache_dir=cache)
     (path,) = cache.rglob("tokenizer.json")
     root = make_files({"tokenizers/x/tokenizer.json": path.read_bytes()})
@@ -154,12 +148,12 @@ def test_the_next_source_serves_and_the_reasons_are_kept(
 
 @pytest.mark.parametrize(
     ("commit", "message"),
-    [
-        ("c0ffee", "tokenizer.hub: gpt2 cannot be loaded: broken"),
-        (None, "tokenizer.sources: none of hub can serve: tokenizer.hub: HF_HUB_OFFLINE is set and the cache "),
-    ],
+    [("c0ffee", "tokenizer.hub: gpt2 cannot be loaded: broken"),
+     (None, "tokenizer.sources: none of hub can serve: tokenizer.hub: HF_HUB_OFFLINE is set and the cache ")],
 )
-def test_a_hub_tokenizer_that_fails_is_named(commit: str | None, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_tokenizer_that_fails_is_named(
+    commit: str | None, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*_: object, **__: object) -> None:
         raise OSError("broken\nand more")
 
@@ -169,13 +163,14 @@ def test_a_hub_tokenizer_that_fails_is_named(commit: str | None, message: str, m
         load_tokenizer(TokenizerSpec(("hub",), hub="gpt2"))
 
 
-def test_a_hub_tokenizer_is_pinned_to_the_commit_asked_for(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_tokenizer_is_pinned_to_the_commit_asked_for(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     backend = load_tokenizer(EMBEDDED, cache_dir=cache).backend
     monkeypatch.setattr(tokenizer, "hub_commit", lambda *_: "c0ffee")
     asked = []
-    monkeypatch.setattr(
-        tokenizer.AutoTokenizer, "from_pretrained", lambda name, revision: asked.append((name, revision)) or backend
-    )
+    monkeypatch.setattr(tokenizer.AutoTokenizer, "from_pretrained",
+                        lambda name, revision: asked.append((name, revision)) or backend)
     assert load_tokenizer(TokenizerSpec(("hub",), hub="owner/name")).source == "hub:owner/name"
     assert asked == [("owner/name", "c0ffee")]
 

@@ -47,7 +47,9 @@ def expected(documents: list[str], tokenizer: Tokenizer) -> list[int]:
     return ids
 
 
-def test_tokens_on_disk_are_the_documents_joined_by_the_separator(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_tokens_on_disk_are_the_documents_joined_by_the_separator(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
     documents = ["One document.\n", "Another, naïve one.", " third"]
     found = tokenize_split(Corpus(documents), "train", tokenizer, tmp_path)
     ids = found.open()
@@ -63,9 +65,8 @@ def test_special_tokens_in_a_text_are_text(tmp_path: Path, tokenizer: Tokenizer)
     assert ids.tolist().count(tokenizer.separator_id) == 1
     assert tokenizer.backend.mask_token_id not in ids
     assert tokenizer.backend.decode(ids[:-1]) == "a</s>b<mask>"
-    assert tokenizer.backend("a</s>", add_special_tokens=False).input_ids[-1] == tokenizer.separator_id, (
+    assert tokenizer.backend("a</s>", add_special_tokens=False).input_ids[-1] == tokenizer.separator_id, \
         "the tokenizer that was handed in is as it was"
-    )
 
 
 def test_a_second_call_reads_no_text(tmp_path: Path, tokenizer: Tokenizer) -> None:
@@ -78,12 +79,8 @@ def test_a_second_call_reads_no_text(tmp_path: Path, tokenizer: Tokenizer) -> No
 def test_each_choice_has_its_own_file(tmp_path: Path, tokenizer: Tokenizer) -> None:
     corpus, other = Corpus(["some text"]), Corpus(["some text"])
     other.fingerprint = "e" * 64
-    choices = [
-        (corpus, tokenizer, None),
-        (other, tokenizer, None),
-        (corpus, tokenizer, 2),
-        (corpus, dataclasses.replace(tokenizer, fingerprint="d"), None),
-    ]
+    choices = [(corpus, tokenizer, None), (other, tokenizer, None), (corpus, tokenizer, 2),
+               (corpus, dataclasses.replace(tokenizer, fingerprint="d"), None)]
     assert len({tokenize_split(c, "train", t, tmp_path, max_tokens=m).path for c, t, m in choices}) == 4
 
 
@@ -102,9 +99,8 @@ def test_progress_is_told_after_every_batch(
 ) -> None:
     monkeypatch.setattr(tokens, "BATCH_CHARACTERS", 10)
     told: list[tuple[int, int]] = []
-    found = tokenize_split(
-        Corpus(["0123456789"] * 3), "train", tokenizer, tmp_path, progress=lambda d, t: told.append((d, t))
-    )
+    found = tokenize_split(Corpus(["0123456789"] * 3), "train", tokenizer, tmp_path,
+                           progress=lambda d, t: told.append((d, t)))
     assert [d for d, _ in told] == [1, 2, 3]
     assert told[-1] == (found.documents, found.tokens)
 
@@ -212,7 +208,9 @@ def test_a_sidecar_of_other_data_is_not_believed(tmp_path: Path, tokenizer: Toke
     assert corpus.read == 2
 
 
-def test_a_full_disk_leaves_no_half_file(tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_no_half_file(
+    tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -224,7 +222,9 @@ def test_a_full_disk_leaves_no_half_file(tmp_path: Path, tokenizer: Tokenizer, m
     assert tokenize_split(Corpus(["text"]), "train", tokenizer, tmp_path).tokens > 0
 
 
-def test_an_error_of_the_corpus_is_not_taken_for_one_of_the_disk(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_an_error_of_the_corpus_is_not_taken_for_one_of_the_disk(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
     class Broken(Corpus):
         def documents(self, split: str) -> Iterator[str]:
             yield "text"
@@ -262,7 +262,8 @@ def test_a_run_killed_between_tokens_and_sidecar_starts_over(
         tokenize_split(corpus, "train", tokenizer, tmp_path)
     (half,) = (tmp_path / "tokens").iterdir()
     half.write_bytes(b"")
-    assert tokenize_split(corpus, "train", tokenizer, tmp_path).open().tolist() == expected(["some text"], tokenizer)
+    assert tokenize_split(corpus, "train", tokenizer, tmp_path).open().tolist() == \
+        expected(["some text"], tokenizer)
 
 
 @pytest.fixture

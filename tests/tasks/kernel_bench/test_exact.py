@@ -59,11 +59,8 @@ def test_relative_error():
     [
         ({"out": 1e-3, "dq": 1e-2}, True, None),
         ({"out": 1e-3, "dq": 3e-2}, True, "wrong result: dq is off by 0.03 (relative; allowed is 0.02)"),
-        (
-            {"out": math.nan, "dq": math.inf},
-            False,
-            "wrong result: out is off by nan (relative; allowed is 0.02), dq is off by inf (relative; allowed is 0.02)",
-        ),
+        ({"out": math.nan, "dq": math.inf}, False,
+         "wrong result: out is off by nan (relative; allowed is 0.02), dq is off by inf (relative; allowed is 0.02)"),
         ({"out": 1e-3}, False, "wrong result: output or gradients are not finite"),
     ],
 )

@@ -38,10 +38,8 @@ def test_what_needs_cuda_says_so(name, problem):
         SYSTEMS[name].build(problem())
 
 
-@pytest.mark.parametrize(
-    ("name", "limited"),
-    [(n, limited) for n in NAMES if n not in ON_CUDA for limited in (False, True)[: 1 + SYSTEMS[n].takes_iterations]],
-)
+@pytest.mark.parametrize(("name", "limited"), [(n, limited) for n in NAMES if n not in ON_CUDA
+                                               for limited in (False, True)[: 1 + SYSTEMS[n].takes_iterations]])
 def test_entmax(name, limited, problem, device):
     """Here in Triton's interpreter; output and gradients are compared in test_run.py and tests/kernels."""
     system = SYSTEMS[name]

@@ -114,9 +114,8 @@ def test_without_captures_it_says_what_to_run(settings, tmp_path):
     assert {key[:2] for key in found} == {("bisection_torch", 20), ("adasplash2", 20)}
     assert {m.status for m in found.values()} == {"not_applicable"}
     reason = found["adasplash2", 20, "updates"].params["reason"]
-    assert reason == (
-        "no captured/x/step-20.safetensors: first train entmax_1.5 of adasplash/table4 at this scale, which writes it"
-    )
+    assert reason == ("no captured/x/step-20.safetensors: first train entmax_1.5 of adasplash/table4 at this scale, "
+                      "which writes it")
 
 
 def test_captures_that_are_there_are_measured(settings, tmp_path):

@@ -24,7 +24,7 @@ def open_data(settings, texts, tmp_path, said):
 def test_every_window_comes_once_a_pass():
     order = list(TrainingOrder(windows=10, total=34, seed=3))
     assert len(order) == 34
-    passes = [order[i : i + 10] for i in range(0, 34, 10)]
+    passes = [order[i:i + 10] for i in range(0, 34, 10)]
     assert [sorted(p) for p in passes[:3]] == [list(range(10))] * 3
     assert len(set(passes[3])) == 4
     assert passes[0] != passes[1] and passes[1] != passes[2]
@@ -68,7 +68,7 @@ def test_resumed_batches_are_the_rest(open_data):
     data.load_state_dict({"consumed": 3 * 4})
     rest = list(data.train_dataloader())
     assert len(rest) == len(whole) - 3 * 2
-    assert all(torch.equal(a, b) for a, b in zip(rest, whole[3 * 2 :], strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(rest, whole[3 * 2:], strict=True))
 
 
 def test_validation_is_all_windows_in_their_order(open_data):
@@ -118,7 +118,5 @@ def test_progress_of_a_long_tokenisation(monkeypatch, said):
     for seconds, tokens in ((0, 5000), (20, 7000), (20, 9000), (20, 10000), (20, 13000)):
         now[0] += seconds
         tell(tokens // 100, tokens)
-    assert said == [
-        "tokenising the train text: 9,000 tokens of 90 documents, 100 tokens/s",
-        "tokenising the train text: 13,000 tokens of 130 documents, 100 tokens/s",
-    ]
+    assert said == ["tokenising the train text: 9,000 tokens of 90 documents, 100 tokens/s",
+                    "tokenising the train text: 13,000 tokens of 130 documents, 100 tokens/s"]

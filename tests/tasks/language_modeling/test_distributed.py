@@ -37,10 +37,10 @@ def test_a_step_has_the_same_windows_however_many_share_it(world, micro, consume
     assert {len(TrainingOrder(34, batch * steps, 3, 0, micro, r, world)) for r in range(world)} == {72 // world}
     each = batch // world
     for number, step in enumerate(range(consumed_steps, steps)):
-        mine = [share[number * each : (number + 1) * each] for share in shares]
-        assert sorted(sum(mine, [])) == sorted(whole[step * batch : (step + 1) * batch])
-        assert mine[0][:micro] == whole[step * batch :][:micro]
-        assert mine[-1][-micro:] == whole[: (step + 1) * batch][-micro:]
+        mine = [share[number * each:(number + 1) * each] for share in shares]
+        assert sorted(sum(mine, [])) == sorted(whole[step * batch:(step + 1) * batch])
+        assert mine[0][:micro] == whole[step * batch:][:micro]
+        assert mine[-1][-micro:] == whole[:(step + 1) * batch][-micro:]
     assert all(len(share) == (steps - consumed_steps) * each for share in shares)
 
 

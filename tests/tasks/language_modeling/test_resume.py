@@ -64,7 +64,7 @@ def test_killed_and_called_again(
     run = train(wanted, "it", where=interrupted)
     every = wanted.train.checkpoint_every
     last = max((step - (micro == "validation")) // every * every for step, micro in kills)
-    assert rest == whole[last * accumulate :]  # tokens, learning rates and alphas, from the last checkpoint on
+    assert rest == whole[last * accumulate:]  # tokens, learning rates and alphas, from the last checkpoint on
     assert any("resuming" in line for line in said) == (last > 0)
     assert_same_run(run, uninterrupted)
     assert sorted(run.curve) == sorted({*range(wanted.train.eval_every, STEPS + 1, wanted.train.eval_every), STEPS})
@@ -106,7 +106,7 @@ def test_process_killed_while_saving(plain, settings, train, make_context, watch
     uninterrupted = train(settings(), where=make_context("whole"))
     rest = watch()
     run = train(settings(), where=interrupted)
-    assert rest == whole[3 * ACCUMULATE :]  # the first checkpoint is whole, the second never came to be
+    assert rest == whole[3 * ACCUMULATE:]  # the first checkpoint is whole, the second never came to be
     assert_same_run(run, uninterrupted)
 
 
@@ -137,7 +137,7 @@ def test_damaged_checkpoint(
     if damage == "code":
         torch.save(Unwanted(), half_way)
     else:
-        flipped = content[:middle] + bytes(255 - b for b in content[middle : middle + 4096]) + content[middle + 4096 :]
+        flipped = content[:middle] + bytes(255 - b for b in content[middle:middle + 4096]) + content[middle + 4096:]
         half_way.write_bytes({"empty": b"", "half": content[:middle], "text": b"no checkpoint\n",
                               "bytes flipped": flipped}[damage])  # fmt: skip
     said.clear()

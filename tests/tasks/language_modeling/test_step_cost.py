@@ -76,8 +76,7 @@ def test_mixed_precision(system, cost_settings, models):
     seen = []
     settings = cost_settings(train={"precision": "bf16-mixed"})
     hook = torch.nn.modules.module.register_module_forward_hook(
-        lambda module, _, out: seen.append(out.dtype) if type(module).__name__ == "Conv1D" else None
-    )
+        lambda module, _, out: seen.append(out.dtype) if type(module).__name__ == "Conv1D" else None)
     try:
         cost = measure(system, 0, settings, lambda line: None)
     finally:

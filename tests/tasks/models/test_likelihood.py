@@ -69,7 +69,7 @@ def test_one_at_a_time_without_padding(make_model, entmax):
     pairs = random_pairs(9, POSITIONS - 4)
     with torch.no_grad():  # a continuation that greedy decoding yields
         best = model.generate(torch.tensor([pairs[0][0]]), max_new_tokens=3, do_sample=False, eos_token_id=None)
-    pairs[0] = (pairs[0][0], best[0, len(pairs[0][0]) :].tolist())
+    pairs[0] = (pairs[0][0], best[0, len(pairs[0][0]):].tolist())
     found = log_likelihoods(model, pairs, batch_tokens=40)
     for pair, one in zip(pairs, found, strict=True):
         expected, greedy = brute_force(model, *pair)
@@ -97,7 +97,7 @@ def test_long_contexts_are_cut_from_the_left(make_model):
     (context, _), continuation = random_pairs(1, 2)[0], [5, 6, 7]
     long = [9] * 40 + list(range(20, 40))
     [found] = log_likelihoods(model, [(long, continuation)])
-    kept = (long + continuation)[-(POSITIONS + 1) :]  # one more than the positions: the last token is only predicted
+    kept = (long + continuation)[-(POSITIONS + 1):]  # one more than the positions: the last token is only predicted
     with torch.no_grad():
         logs = model(input_ids=torch.tensor([kept[:-1]])).logits.double().log_softmax(-1)[0]
     expected = sum(float(logs[len(kept) - 4 + i, token]) for i, token in enumerate(continuation))
@@ -112,7 +112,7 @@ def test_long_continuations_are_scored_in_pieces(make_model):
     [found] = log_likelihoods(model, [(context, continuation)])
     expected, before, size = 0.0, list(context), POSITIONS // 2
     for start in range(0, len(continuation), size):
-        piece = continuation[start : start + size]
+        piece = continuation[start:start + size]
         [part] = log_likelihoods(model, [(before, piece)])
         expected += part.log
         before += piece
@@ -225,7 +225,7 @@ def test_scores_of_a_real_tokenizer_by_brute_force(make_model, tokenizer):
     right = right_norm = 0
     for item in items:
         pairs = encode_pairs(tokenizer, [(item.context, " " + ending) for ending in item.endings])
-        logs = [brute_force(model, (a + b)[-(POSITIONS + 1) :][: -len(b)], b)[0] for a, b in pairs]
+        logs = [brute_force(model, (a + b)[-(POSITIONS + 1):][: -len(b)], b)[0] for a, b in pairs]
         right += max(range(3), key=lambda i: logs[i]) == item.label
         right_norm += max(range(3), key=lambda i: logs[i] / len(item.endings[i])) == item.label
     for batch_tokens in (1, 50, 1000):

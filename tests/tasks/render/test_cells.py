@@ -33,21 +33,16 @@ def test_the_newest_record_of_a_seed_wins_wherever_it_stands(make_experiment, ma
 
 
 def test_seeds_are_not_averaged_across_hidden_parameters(make_experiment, make_record):
-    records = [
-        make_record("softmax", 1.0, seed=0, n=8, batch=4, config="old"),
-        make_record("softmax", 2.0, seed=1, n=8, batch=8, config="new"),
-    ]
+    records = [make_record("softmax", 1.0, seed=0, n=8, batch=4, config="old"),
+               make_record("softmax", 2.0, seed=1, n=8, batch=8, config="new")]
     measured = only(collect(make_experiment(), records, ["n"])).measured
     assert measured.values == [2.0]
     assert measured.passed_over == ()  # the other batch belongs to a config that is gone
 
 
 def test_seeds_are_not_averaged_across_settings(make_experiment, make_record):
-    records = [
-        make_record("softmax", 1.0, seed=0, config="old"),
-        make_record("softmax", 3.0, seed=1, config="old"),
-        make_record("softmax", 2.0, seed=1, config="new"),
-    ]
+    records = [make_record("softmax", 1.0, seed=0, config="old"), make_record("softmax", 3.0, seed=1, config="old"),
+               make_record("softmax", 2.0, seed=1, config="new")]
     assert only(collect(make_experiment(), records, [])).measured.values == [2.0]
 
 
@@ -99,18 +94,12 @@ def test_order_of_systems_numbers_and_names(make_experiment):
 
 
 def test_provenance_says_where_numbers_come_from(make_experiment, make_record):
-    records = [
-        make_record("softmax", 1.0, created="2026-01-05T23:00:00+00:00"),
-        make_record("entmax", 1.0, gpu=None),
-        make_record("entmax", 1.0, gpu=None, seed=1),
-    ]
+    records = [make_record("softmax", 1.0, created="2026-01-05T23:00:00+00:00"),
+               make_record("entmax", 1.0, gpu=None),
+               make_record("entmax", 1.0, gpu=None, seed=1)]
     said = list(Provenance.of(collect(make_experiment(), records, [])).sentences())
-    assert said == [
-        "hardware CPU and Some GPU",
-        "torch 2.13.0, triton 3.7.1, python 3.11.9",
-        "measured 2026-01-02 to 2026-01-05",
-        "1 to 2 seeds",
-    ]
+    assert said == ["hardware CPU and Some GPU", "torch 2.13.0, triton 3.7.1, python 3.11.9",
+                    "measured 2026-01-02 to 2026-01-05", "1 to 2 seeds"]
 
 
 def test_runs_without_a_seed_claim_none(make_experiment, make_record):

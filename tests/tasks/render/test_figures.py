@@ -22,30 +22,20 @@ PAPER = [("softmax", "fwd_ms", 64, 1.5), ("softmax", "fwd_ms", 128, 3.0), ("entm
 def timings(make_record):
     records = [
         make_record(system, base * n / 64 * (1 + 0.1 * seed), metric="fwd_ms", unit="ms", seed=seed, n=n)
-        for system, base in (("softmax", 1.0), ("entmax", 2.0))
-        for n in (64, 128, 256)
-        for seed in (0, 1)
-    ]
+        for system, base in (("softmax", 1.0), ("entmax", 2.0)) for n in (64, 128, 256) for seed in (0, 1)]
     return [*records, make_record("entmax", None, metric="fwd_ms", status="oom", n=512)]
 
 
 @pytest.fixture
 def shares(make_record):
-    return [
-        make_record(system, 1 / (1 + layer + head), metric="ratio", unit="", head=head, layer=layer)
-        for system in ("softmax", "entmax")
-        for head in range(4)
-        for layer in range(3)
-    ]
+    return [make_record(system, 1 / (1 + layer + head), metric="ratio", unit="", head=head, layer=layer)
+            for system in ("softmax", "entmax") for head in range(4) for layer in range(3)]
 
 
 @pytest.fixture
 def scores(make_record):
-    return [
-        make_record(system, value, metric="accuracy", unit="%", task=task)
-        for system, value in (("softmax", 80.0), ("entmax", 85.0))
-        for task in ("sst2", "cola")
-    ]
+    return [make_record(system, value, metric="accuracy", unit="%", task=task)
+            for system, value in (("softmax", 80.0), ("entmax", 85.0)) for task in ("sst2", "cola")]
 
 
 def words(figure) -> str:
@@ -67,18 +57,16 @@ def test_lines_have_labels_band_paper_points_and_the_lost_run(make_experiment, t
     assert paper.get_alpha() < 1 and paper.get_linestyle() == "None"
     assert paper.get_color() == ours.get_color()
     assert [list(x.get_xdata()) for x in axes.get_lines() if x.get_gid() == "oom"] == [[512.0]]
-    assert [t.get_text() for t in axes.get_legend().get_texts()] == ["Softmax", "Entmax 1.5", "paper", "out of memory"]
+    assert [t.get_text() for t in axes.get_legend().get_texts()] == [
+        "Softmax", "Entmax 1.5", "paper", "out of memory"]
     for expected in ("AdaSplash, Table 4: A title", "Scale lab", "hardware Some GPU", "The paper, Table 4"):
         assert expected in words(figure)
 
 
 def test_a_band_that_leaves_a_logarithmic_axis_is_cut(make_experiment, make_record, metrics):
     values = {1: (1.0, 9.0), 2: (0.01, 2.0), 4: (3.0, 3.5)}  # at 2 the mean less its deviation is negative
-    records = [
-        make_record("softmax", v, metric="fwd_ms", unit="ms", seed=s, n=n)
-        for n, pair in values.items()
-        for s, v in enumerate(pair)
-    ]
+    records = [make_record("softmax", v, metric="fwd_ms", unit="ms", seed=s, n=n)
+               for n, pair in values.items() for s, v in enumerate(pair)]
     figure = draw_figure(make_experiment(figure=LINES), records, "lab", metrics)
     corners = figure.axes[0].collections[0].get_paths()[0].vertices
     assert corners[:, 1].min() == pytest.approx(1.005)
@@ -103,17 +91,8 @@ def test_ten_systems_differ_in_colour_and_in_marker(make_experiment, make_record
 @pytest.mark.parametrize("scale", ["log", "linear"])
 def test_runs_without_a_result_leave_gaps_and_crosses_above_the_data(make_experiment, make_record, metrics, scale):
     def values(system, results):
-        return [
-            make_record(
-                system,
-                r if isinstance(r, float) else None,
-                metric="fwd_ms",
-                unit="ms",
-                n=64 << i,
-                status="ok" if isinstance(r, float) else r,
-            )
-            for i, r in enumerate(results)
-        ]
+        return [make_record(system, r if isinstance(r, float) else None, metric="fwd_ms", unit="ms", n=64 << i,
+                            status="ok" if isinstance(r, float) else r) for i, r in enumerate(results)]
 
     records = [*values("softmax", [1.0, "failed", 30.0, "oom"]), *values("entmax", [2.0, 4.0, "not_applicable", "oom"])]
     spec = dataclasses.replace(LINES, yscale=scale)
@@ -122,10 +101,7 @@ def test_runs_without_a_result_leave_gaps_and_crosses_above_the_data(make_experi
     assert [math.isfinite(y) for y in softmax.get_ydata()] == [True, False, True, False]
     crosses = [line for line in axes.get_lines() if line.get_gid()]
     assert sorted((line.get_gid(), list(line.get_xdata())) for line in crosses) == [
-        ("failed", [128.0]),
-        ("oom", [512.0]),
-        ("oom", [512.0]),
-    ]
+        ("failed", [128.0]), ("oom", [512.0]), ("oom", [512.0])]
     heights = [line.get_ydata()[0] for line in crosses]
     highest = (axes.transData + axes.transAxes.inverted()).transform((64, 30.0))[1]
     assert len(set(heights)) == 2 and highest < min(heights) and max(heights) < 1
@@ -147,26 +123,18 @@ def test_values_that_crowd_a_logarithmic_axis_stand_in_a_row(make_experiment, ma
     assert [t.get_text() for t in step.get_xticklabels()] == [str(n) for n in range(60, 541, 60)]
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "expected"),
-    [
-        (0.21, 3.4, ["0.5", "1", "2"]),
-        (0.3, 400.0, ["1", "10", "100"]),
-        (1.1, 1.9, ["1.2", "1.4", "1.6"]),
-        (1e-8, 1e-3, [r"$\mathdefault{10^{-6}}$"]),
-    ],
-)
+@pytest.mark.parametrize(("low", "high", "expected"), [
+    (0.21, 3.4, ["0.5", "1", "2"]), (0.3, 400.0, ["1", "10", "100"]), (1.1, 1.9, ["1.2", "1.4", "1.6"]),
+    (1e-8, 1e-3, [r"$\mathdefault{10^{-6}}$"]),
+])
 def test_logarithmic_ticks_are_plain_where_short(make_experiment, make_record, metrics, low, high, expected):
     records = [make_record("softmax", v, metric="fwd_ms", unit="ms", n=n) for n, v in ((64, low), (128, high))]
     figure = draw_figure(make_experiment(figure=LINES), records, "lab", metrics)
     figure.canvas.draw()
     axis = figure.axes[0].yaxis
     bottom, top = figure.axes[0].get_ylim()
-    shown = [
-        tick.label1.get_text()
-        for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks())
-        if bottom <= tick.get_loc() <= top
-    ]
+    shown = [tick.label1.get_text() for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks())
+             if bottom <= tick.get_loc() <= top]
     assert set(expected) <= set(shown)
     assert len([t for t in shown if t]) <= 12
 
@@ -174,10 +142,8 @@ def test_logarithmic_ticks_are_plain_where_short(make_experiment, make_record, m
 def test_a_system_looks_the_same_whether_or_not_others_ran(make_experiment, timings, metrics):
     alone = [r for r in timings if r.system == "entmax"]
     experiment = make_experiment(figure=LINES)
-    both, one = (
-        draw_figure(experiment, records, "lab", metrics).axes[0].get_legend().get_lines()
-        for records in (timings, alone)
-    )
+    both, one = (draw_figure(experiment, records, "lab", metrics).axes[0].get_legend().get_lines()
+                 for records in (timings, alone))
     assert one[0].get_color() == both[1].get_color()
     assert one[0].get_marker() == both[1].get_marker()
 
@@ -203,11 +169,10 @@ def test_heatmap_has_a_panel_a_system_and_one_colour_bar(make_experiment, shares
 
 def test_heatmap_says_why_a_cell_is_empty_and_shows_the_papers_beside(make_experiment, make_record, metrics):
     spec = FigureSpec("heatmap", "n", "m", metric="ratio")
-    reported = Reported("the paper", ("system", "metric", "n", "m", "value"), (("entmax", "ratio", 1, 1, 0.5),))
-    records = [
-        make_record("entmax", 0.25, metric="ratio", unit="", n=1, m=1),
-        make_record("entmax", None, metric="ratio", unit="", n=2, m=1, status="failed"),
-    ]
+    reported = Reported("the paper", ("system", "metric", "n", "m", "value"),
+                        (("entmax", "ratio", 1, 1, 0.5),))
+    records = [make_record("entmax", 0.25, metric="ratio", unit="", n=1, m=1),
+               make_record("entmax", None, metric="ratio", unit="", n=2, m=1, status="failed")]
     experiment = make_experiment(figure=spec, reported=reported)
     panels = draw_figure(experiment, records, "lab", metrics).axes[:2]
     assert [p.get_title() for p in panels] == ["measured", "paper"]
@@ -215,18 +180,16 @@ def test_heatmap_says_why_a_cell_is_empty_and_shows_the_papers_beside(make_exper
 
 
 def test_a_large_heatmap_has_no_numbers_and_few_ticks(make_experiment, make_record, metrics):
-    records = [
-        make_record("softmax", math.sin(h + y), metric="ratio", unit="", head=h, layer=y)
-        for h in range(64)
-        for y in range(64)
-    ]
+    records = [make_record("softmax", math.sin(h + y), metric="ratio", unit="", head=h, layer=y)
+               for h in range(64) for y in range(64)]
     axes = draw_figure(make_experiment(figure=HEAT), records, "lab", metrics).axes[0]
     assert not axes.texts
     assert 4 <= len(axes.get_xticklabels()) <= 32
 
 
 def test_bars_have_labels_values_and_the_papers_number(make_experiment, make_record, scores, metrics):
-    reported = Reported("the paper", ("system", "metric", "task", "value"), (("softmax", "accuracy", "sst2", 90.0),))
+    reported = Reported("the paper", ("system", "metric", "task", "value"),
+                        (("softmax", "accuracy", "sst2", 90.0),))
     records = [*scores, make_record("entmax", None, metric="accuracy", unit="%", task="rte", status="oom")]
     axes = draw_figure(make_experiment(figure=BARS, reported=reported), records, "lab", metrics).axes[0]
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("Task", "Accuracy (%)")
@@ -242,12 +205,8 @@ def test_bars_show_on_a_logarithmic_axis(make_experiment, scores, metrics):
     axes = draw_figure(make_experiment(figure=spec), scores, "lab", metrics).axes[0]
     low, high = axes.get_ylim()
     assert 0 < low < 80 and high > 85
-    corners = [
-        (axes.transData + axes.transAxes.inverted()).transform(
-            bar.get_path().vertices * (1, bar.get_height()) + (bar.get_x(), 0)
-        )[:, 1]
-        for bar in axes.patches
-    ]
+    corners = [(axes.transData + axes.transAxes.inverted()).transform(bar.get_path().vertices * (1, bar.get_height())
+               + (bar.get_x(), 0))[:, 1] for bar in axes.patches]
     assert all(math.isfinite(c) for bar in corners for c in bar)
 
 
@@ -293,14 +252,11 @@ def test_nothing_is_drawn_of_nothing(make_experiment, make_record, results, stor
     assert render_experiment(experiment, results, lambda e: True) == []
 
 
-@pytest.mark.parametrize(
-    ("spec", "message"),
-    [
-        (FigureSpec("lines", "n", "fwd_ms", yscale="square"), "render.figure.yscale: got 'square'"),
-        (FigureSpec("heatmap", "n", "m"), "render.figure.metric: missing"),
-        (FigureSpec("lines", "n", "fwd_ms", series="dtype"), "render.figure: several systems share a place"),
-    ],
-)
+@pytest.mark.parametrize(("spec", "message"), [
+    (FigureSpec("lines", "n", "fwd_ms", yscale="square"), "render.figure.yscale: got 'square'"),
+    (FigureSpec("heatmap", "n", "m"), "render.figure.metric: missing"),
+    (FigureSpec("lines", "n", "fwd_ms", series="dtype"), "render.figure: several systems share a place"),
+])
 def test_a_spec_that_does_not_fit_is_named(make_experiment, timings, metrics, spec, message):
     with pytest.raises(ConfigError, match=re.escape(message)):
         draw_figure(make_experiment(figure=spec), timings, "lab", metrics)
@@ -309,11 +265,8 @@ def test_a_spec_that_does_not_fit_is_named(make_experiment, timings, metrics, sp
 @pytest.mark.parametrize("panels", [1, 2, 4, 5])
 def test_lines_split_into_panels_share_one_scale(make_experiment, make_record, metrics, panels):
     spec = FigureSpec("lines", "n", "fwd_ms", panel="alpha")
-    records = [
-        make_record("softmax", float(n * a), metric="fwd_ms", unit="ms", n=n, alpha=a)
-        for n in (1, 2)
-        for a in range(1, panels + 1)
-    ]
+    records = [make_record("softmax", float(n * a), metric="fwd_ms", unit="ms", n=n, alpha=a)
+               for n in (1, 2) for a in range(1, panels + 1)]
     figure = draw_figure(make_experiment(figure=spec), records, "lab", metrics)
     shown = [a for a in figure.axes if a.get_visible()]
     assert [a.get_title() for a in shown] == [f"alpha = {a}" for a in range(1, panels + 1)]
@@ -322,10 +275,8 @@ def test_lines_split_into_panels_share_one_scale(make_experiment, make_record, m
 
 def test_a_panel_in_which_nothing_applies_is_left_out(make_experiment, make_record, metrics):
     spec = FigureSpec("lines", "n", "fwd_ms", panel="alpha")
-    records = [
-        make_record("softmax", value, metric="fwd_ms", unit="ms", status=status, n=1, alpha=alpha)
-        for alpha, value, status in ((1, 2.0, "ok"), (2, None, "not_applicable"), (3, None, "oom"))
-    ]
+    records = [make_record("softmax", value, metric="fwd_ms", unit="ms", status=status, n=1, alpha=alpha)
+               for alpha, value, status in ((1, 2.0, "ok"), (2, None, "not_applicable"), (3, None, "oom"))]
     figure = draw_figure(make_experiment(figure=spec), records, "lab", metrics)
     assert [a.get_title() for a in figure.axes if a.get_visible()] == ["alpha = 1", "alpha = 3"]
 

@@ -12,17 +12,14 @@ def test_the_shipped_list_is_valid_and_gives_every_metric_a_label():
     assert all(m.label and m.digits is not None for m in metrics.values())
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("a: {label: A, digit: 2}", r"a\.digit: unknown key"),
-        ("a: {unit: ms}", r"a\.label: missing"),
-        ("a: {label: A, better: faster}", r"a\.better: got 'faster'"),
-        ("a: {label: A, digits: 40}", r"a\.digits: got 40"),
-        ("- a", "got"),
-        ("a: [", "cannot be read"),
-    ],
-)
+@pytest.mark.parametrize(("text", "message"), [
+    ("a: {label: A, digit: 2}", r"a\.digit: unknown key"),
+    ("a: {unit: ms}", r"a\.label: missing"),
+    ("a: {label: A, better: faster}", r"a\.better: got 'faster'"),
+    ("a: {label: A, digits: 40}", r"a\.digits: got 40"),
+    ("- a", "got"),
+    ("a: [", "cannot be read"),
+])
 def test_mistakes_in_the_list_are_named(tmp_path, text, message):
     path = tmp_path / "metrics.yaml"
     path.write_text(text)

@@ -6,14 +6,8 @@ from tasks.config import FigureSpec, TableSpec
 from tasks.render.outcome import outcome
 
 TABLE = TableSpec(("system",), ("metric", "n"), ("fwd_ms", "accuracy", "val_loss"))
-PAPER = [
-    ("softmax", "fwd_ms", 8, 10),
-    ("softmax", "fwd_ms", 16, 40),
-    ("entmax", "fwd_ms", 8, 5),
-    ("entmax", "fwd_ms", 16, "oom"),
-    ("entmax", "accuracy", 8, 70),
-    ("softmax", "accuracy", 8, 60),
-]
+PAPER = [("softmax", "fwd_ms", 8, 10), ("softmax", "fwd_ms", 16, 40), ("entmax", "fwd_ms", 8, 5),
+         ("entmax", "fwd_ms", 16, "oom"), ("entmax", "accuracy", 8, 70), ("softmax", "accuracy", 8, 60)]
 
 
 @pytest.fixture
@@ -35,32 +29,24 @@ def record(make_record):
 
 
 def test_times_are_divided_and_speeds_compared_where_both_have_numbers(say, record):
-    records = [
-        record("softmax", 2.0, 8),
-        record("softmax", 4.0, 16),
-        record("entmax", 0.5, 8),
-        record("entmax", 1.0, 16),
-        record("entmax", 7.0, 32),
-    ]  # the paper has no time at 32, nor entmax's at 16
+    records = [record("softmax", 2.0, 8), record("softmax", 4.0, 16), record("entmax", 0.5, 8),
+               record("entmax", 1.0, 16), record("entmax", 7.0, 32)]  # the paper has no time at 32, nor entmax's at 16
     assert say(records) == (
         "At lab scale (reduced settings), measured over reported: Forward 0.1 (median; 0.1 to 0.2; 3 of 3 reported "
         "cells). Forward, times as fast as Softmax – Entmax 1.5: 4 (paper 2). Forward grows with this power of the "
-        "length (fitted from 8 to 32) – Entmax 1.5: 1.90."
-    )
+        "length (fitted from 8 to 32) – Entmax 1.5: 1.90.")
 
 
 def test_shares_are_subtracted(say, record):
     records = [record("entmax", 73.0, 8, "accuracy"), record("softmax", 59.5, 8, "accuracy")]
     assert say(records, scale="paper") == (
-        "At paper scale, measured less reported: Accuracy +1.2 points (median; -0.5 to +3; 2 of 2 reported cells)."
-    )
+        "At paper scale, measured less reported: Accuracy +1.2 points (median; -0.5 to +3; 2 of 2 reported cells).")
 
 
 def test_a_cell_without_a_result_is_not_counted(say, record):
     records = [record("softmax", 2.0, 8), record("softmax", None, 16, status="oom")]
     assert say(records) == (
-        "At lab scale (reduced settings), measured over reported: Forward 0.2 (1 of 3 reported cells)."
-    )
+        "At lab scale (reduced settings), measured over reported: Forward 0.2 (1 of 3 reported cells).")
 
 
 def test_seeds_are_averaged(say, record):
@@ -77,21 +63,16 @@ def test_paper_scale_comes_first_and_smoke_says_nothing(say, record):
 
 
 def test_speeds_relative_to_a_system_that_the_records_name(say, record):
-    records = [
-        record("softmax", 2.0, 8),
-        record("entmax", 0.5, 8),
-        record("softmax", 0.25, 8, "speedup", relative_to="entmax"),
-    ]
+    records = [record("softmax", 2.0, 8), record("entmax", 0.5, 8),
+               record("softmax", 0.25, 8, "speedup", relative_to="entmax")]
     assert say(records).endswith("Forward, times as fast as Entmax 1.5 – Softmax: 0.25 (paper 0.5).")
 
 
 def test_speedups_of_which_the_paper_gives_no_numbers(say, record):
     records = [record("entmax", value, n, "speedup", relative_to="softmax") for n, value in ((8, 0.75), (16, 2.0))]
     records += [record("softmax", 1.0, 8, "speedup", relative_to="softmax")]
-    assert say(records, rows=()) == (
-        "At lab scale (reduced settings), times as fast as Softmax, of which the paper "
-        "gives no numbers – Entmax 1.5: 0.75 to 2."
-    )
+    assert say(records, rows=()) == ("At lab scale (reduced settings), times as fast as Softmax, of which the paper "
+                                     "gives no numbers – Entmax 1.5: 0.75 to 2.")
 
 
 def test_speedups_over_a_system_that_the_paper_does_not_time(say, record):
@@ -111,10 +92,8 @@ def test_growth_is_fitted_to_the_longer_half_of_the_lengths(say, record):
     records = [record("softmax", float(n) ** 3 if n > 32 else 1.0, n) for n in lengths]
     records += [record("entmax", float(n) ** 2, n) for n in lengths[:-1]] + [record("entmax", None, 256, status="oom")]
     found = say(records, rows=[])
-    assert found == (
-        "At lab scale (reduced settings), forward grows with this power of the length (fitted from 32 to "
-        "256) – Softmax: 3.00; Entmax 1.5: 2.00."
-    )
+    assert found == ("At lab scale (reduced settings), forward grows with this power of the length (fitted from 32 to "
+                     "256) – Softmax: 3.00; Entmax 1.5: 2.00.")
     assert say([record("softmax", 1.0, n) for n in (8, 16)], rows=[]) == ""
 
 
@@ -130,9 +109,7 @@ def test_the_time_that_the_figure_is_of_is_the_one_spoken_of(make_experiment, me
         records += [record("old", None, n, "graph_ms", status="not_applicable")]
     assert outcome(experiment, {"paper": records}, metrics) == (
         "At paper scale, graph_ms, times as fast as Softmax, of which the paper gives no numbers – Entmax 1.5: 1 to 4. "
-        "graph_ms grows with this power of the length (fitted from 8 to 32) – Softmax: 1.00; Entmax 1.5: 2.00."
-    )
+        "graph_ms grows with this power of the length (fitted from 8 to 32) – Softmax: 1.00; Entmax 1.5: 2.00.")
     launched = [r for r in records if r.metric != "graph_ms"]
     assert outcome(experiment, {"paper": launched}, metrics).startswith(
-        "At paper scale, times as fast as Softmax, of which the paper gives no numbers – Entmax 1.5: 0.5. Forward "
-    )
+        "At paper scale, times as fast as Softmax, of which the paper gives no numbers – Entmax 1.5: 0.5. Forward ")

@@ -28,9 +28,8 @@ def three(make_experiment, make_record, store):
     nothing = make_experiment("adasplash2/table1", item="Table 1", paper="AdaSplash-2", figure=FIGURE)
     store(measured, [make_record("softmax", 3.2, scale="smoke", n=n) for n in (8, 16)], "smoke")
     later = "2026-02-03T00:00:00+00:00"
-    store(
-        measured, [make_record("softmax", 3.3, n=8, created=later), make_record("entmax", None, n=8, status="failed")]
-    )
+    store(measured, [make_record("softmax", 3.3, n=8, created=later),
+                     make_record("entmax", None, n=8, status="failed")])
     return [measured, reported, nothing]
 
 
@@ -74,7 +73,7 @@ def test_the_index_holds_each_verdict_twice_and_how_the_numbers_compare(make_exp
     store(measured, [make_record("softmax", 3.0, n=8), make_record("entmax", 2.0, n=8)])
     render_all([measured, waiting, make_experiment("adasplash/table6")], results, lambda e: True)
     text = index(results)
-    head, chapters = text[: text.index("## AdaSplash\n")], text[text.index("## AdaSplash\n") :]
+    head, chapters = text[:text.index("## AdaSplash\n")], text[text.index("## AdaSplash\n"):]
     verdict = "**different**: 1.5 times (lab scale; the paper: 2 times)"
     assert f"| AdaSplash | [Table 4](#adasplash-table4) | Entmax has half the loss (a \\| b). | {verdict} |" in head
     nothing = "**not run**: no records of lab or paper scale (the paper: 2 times)"
@@ -85,10 +84,8 @@ def test_the_index_holds_each_verdict_twice_and_how_the_numbers_compare(make_exp
 
 
 def test_targets_have_a_table_of_their_own(make_experiment, make_record, results, store):
-    claims = (
-        Claim("Half the loss.", "ratio", "val_loss", "softmax", 2, over="entmax"),
-        Claim("A third of it.", "ratio", "val_loss", "softmax", over="entmax", target=3),
-    )
+    claims = (Claim("Half the loss.", "ratio", "val_loss", "softmax", 2, over="entmax"),
+              Claim("A third of it.", "ratio", "val_loss", "softmax", over="entmax", target=3))
     measured = make_experiment(rows=ROWS, claims=claims)
     store(measured, [make_record("softmax", 4.0, n=8), make_record("entmax", 2.0, n=8)])
     render_all([measured], results, lambda e: True)

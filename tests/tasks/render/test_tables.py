@@ -13,7 +13,8 @@ from tasks.errors import ConfigError
 from tasks.render import latex, markdown, render_experiment
 from tasks.render.grid import make_grid
 
-PAPER = [("softmax", "val_loss", 512, 3.283), ("entmax", "val_loss", 512, 3.263), ("softmax", "val_loss", 64, "oom")]
+PAPER = [("softmax", "val_loss", 512, 3.283), ("entmax", "val_loss", 512, 3.263),
+         ("softmax", "val_loss", 64, "oom")]
 
 
 def texts(grid) -> list[list[str]]:
@@ -26,10 +27,8 @@ def read(results, suffix: str) -> str:
 
 def test_paper_beside_measured_for_every_status(make_experiment, make_record, metrics):
     records = [
-        make_record("softmax", 3.2, seed=0, n=512),
-        make_record("softmax", 3.4, seed=1, n=512),
-        make_record("softmax", None, status="oom", n=64),
-        make_record("entmax", 3.25, n=512),
+        make_record("softmax", 3.2, seed=0, n=512), make_record("softmax", 3.4, seed=1, n=512),
+        make_record("softmax", None, status="oom", n=64), make_record("entmax", 3.25, n=512),
         make_record("entmax", None, status="failed", n=64),
         make_record("softmax", None, status="not_applicable", n=4096),
     ]
@@ -76,18 +75,13 @@ def test_headings_carry_units_and_a_common_metric_stands_in_the_corner(make_expe
     grid = make_grid(make_experiment(table=two), [record], "lab", metrics)
     assert grid.row_headings == [["System"]]
     assert [grid.column_labels(c) for c in grid.columns] == [
-        ["Validation loss (nats) ↓", "n = 512"],
-        ["Accuracy (%) ↑"],
-    ]
+        ["Validation loss (nats) ↓", "n = 512"], ["Accuracy (%) ↑"]]
 
 
 def test_each_metric_over_parameters_gets_a_block_of_its_own(make_experiment, make_record, metrics):
     table = TableSpec(("system",), ("metric", "n"), ("val_loss", "fwd_ms"))
-    records = [
-        make_record("softmax", 3.2, n=8),
-        make_record("softmax", 3.1, n=16),
-        make_record("softmax", 0.5, metric="fwd_ms", unit="ms", n=8),
-    ]
+    records = [make_record("softmax", 3.2, n=8), make_record("softmax", 3.1, n=16),
+               make_record("softmax", 0.5, metric="fwd_ms", unit="ms", n=8)]
     grid = make_grid(make_experiment(table=table), records, "lab", metrics)
     text = markdown.section(grid)
     assert "| System<br>Validation loss (nats) ↓ | n = 8<br>paper | n = 8<br>measured | n = 16<br>paper" in text
@@ -131,13 +125,9 @@ def test_rivals_get_a_footnote(make_experiment, make_record, metrics):
 def test_csv_read_again_holds_the_values(make_experiment, make_record, results, store):
     values = [1 / 3, math.pi, 2.7182818284590455]
     experiment = make_experiment(rows=PAPER)
-    store(
-        experiment,
-        [
-            dataclasses.replace(make_record("softmax", v, seed=s), params={"n": 512, "value": "an odd name"})
-            for s, v in enumerate(values)
-        ],
-    )
+    store(experiment, [
+        dataclasses.replace(make_record("softmax", v, seed=s), params={"n": 512, "value": "an odd name"})
+        for s, v in enumerate(values)])
     store(experiment, [make_record("entmax", None, status="oom", n=512)])
     render_experiment(experiment, results, lambda e: True)
     lines = list(csv.DictReader(read(results, ".csv").splitlines()))
@@ -165,38 +155,27 @@ def test_csv_holds_the_papers_numbers_once_for_all_scales(make_experiment, make_
 
 def test_latex_is_escaped_and_balanced(make_experiment, make_record, metrics):
     experiment = make_experiment(
-        rows=PAPER,
-        title=r"50 % of a_b & c#d {x} $y$ ~ ^ \z <α>",
-        systems={"softmax": "Soft_max [100 %]", "entmax": "[entmax] & co"},
-    )
+        rows=PAPER, title=r"50 % of a_b & c#d {x} $y$ ~ ^ \z <α>",
+        systems={"softmax": "Soft_max [100 %]", "entmax": "[entmax] & co"})
     records = [make_record("softmax", v, seed=s, n=512) for s, v in enumerate((3.2, 3.4))]
     text = latex.table(make_grid(experiment, records, "lab", metrics))
-    assert (
-        r"50 \% of a\_b \& c\#d \{x\} \$y\$ \textasciitilde{} \textasciicircum{} \textbackslash{}z "
-        r"\textless{}$\alpha$\textgreater{}"
-    ) in text
+    assert (r"50 \% of a\_b \& c\#d \{x\} \$y\$ \textasciitilde{} \textasciicircum{} \textbackslash{}z "
+            r"\textless{}$\alpha$\textgreater{}") in text
     assert r"Soft\_max [100 \%] & OOM & not run & 3.283 & 3.300 $\pm$ 0.141 (2) \\" in text
     assert r"{[entmax] \& co} & -- & not run" in text  # a bracket after \\ would be an argument
     assert r"\cmidrule(lr){2-3}\cmidrule(lr){4-5}" in text
     assert text.isascii()
     bare = re.sub(r"\\[{}]", "", text)
     assert bare.count("{") == bare.count("}")
-    body = text[text.index(r"\midrule") : text.index(r"\bottomrule")]
+    body = text[text.index(r"\midrule"):text.index(r"\bottomrule")]
     assert {len(re.findall(r"(?<!\\)&", line)) for line in body.splitlines()[1:]} == {4}
     for command in ("toprule", "midrule", "bottomrule"):
         assert text.count("\\" + command) == 1
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("a|b", r"a\|b"),
-        ("<br>", "&lt;br&gt;"),
-        ("key_lengths of `a_*b`", "key_lengths of `a_*b`"),
-        ("_x_ *y* [z]", r"\_x\_ \*y\* \[z\]"),
-        ("one ` alone", r"one \` alone"),
-        ("two\nlines", "two lines"),
-    ],
-)
+@pytest.mark.parametrize(("text", "expected"), [
+    ("a|b", r"a\|b"), ("<br>", "&lt;br&gt;"), ("key_lengths of `a_*b`", "key_lengths of `a_*b`"),
+    ("_x_ *y* [z]", r"\_x\_ \*y\* \[z\]"), ("one ` alone", r"one \` alone"), ("two\nlines", "two lines"),
+])
 def test_markdown_text_is_literal(text, expected):
     assert markdown.escape(text) == expected
