@@ -17,6 +17,8 @@ from .scores import dot, load_keys, load_queries, load_slope, load_values, query
 from .thresholds.refine import store_theta
 from .thresholds.settle import newton_step
 
+TOLERANCE = tl.constexpr(4e-6)  # by how much the weights of a query may miss a sum of 1
+
 
 @triton.jit
 def _all_scores(x, size, at, k, keys):
@@ -51,7 +53,7 @@ def _solve(x, size, raw, max_iterations):
         step = 0.5 * newton_step(tl.sum(u * u, 1), tl.sum(u, 1), 0.5, x.ALPHA)
         rise += step
         # a step e of theta leaves at most e^2 / 4 for each weight in the support
-        again = step * step * x.BLOCK_N > 4e-6
+        again = step * step * x.BLOCK_N > TOLERANCE
         unfinished = tl.max((again & ~empty & (rise == rise)).to(tl.int32), 0)  # NaN must not hang
         iteration += 1
     rise = tl.where(empty, 0.0, rise)  # where nothing is seen the steps lead anywhere

@@ -20,10 +20,11 @@ from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared,
 
 from .inputs import open_sizes
 from .launching import launched_by_key
+from .on_chip import TOLERANCE
+from .spans import padding
 from .warpgroups import larger, larger_of_both, my_group, sums_of_both
 
 _ALL = gl.constexpr(tl.PropagateNan.ALL)
-_TOLERANCE = gl.constexpr(4e-6)  # by how much the weights of a query may miss a sum of 1
 
 
 class Here(NamedTuple):
@@ -175,7 +176,7 @@ def _solve(x, size, here, raw, max_iterations):
         step = _step(height, rise, top, here.sums, M)
         rise += step
         # a step e of theta leaves at most e^2 / 4 for each weight in the support
-        again = step * step * KEYS > _TOLERANCE
+        again = step * step * KEYS > TOLERANCE
         unfinished = gl.max((again & (empty == 0) & (rise == rise)).to(gl.int32), 0)  # NaN must not hang
         iteration += 1
     rise = gl.where(empty, 0.0, rise)  # where nothing is seen the steps lead anywhere
@@ -333,12 +334,7 @@ def on_chip_hopper_kernel(x, size, theta_out, out, out2, max_iterations, each, N
     batch = (head_index // size.heads).to(gl.int64)
     head = (head_index % size.heads).to(gl.int64)
     kv_head = head // size.groups
-    start = 0
-    end = size.n_k
-    if x.starts is not None:
-        start = gl.minimum(gl.maximum(gl.load(x.starts + batch), 0), size.n_k).to(gl.int32)
-    if x.lengths is not None:
-        end = gl.minimum(gl.maximum(gl.load(x.lengths + batch), 0), size.n_k).to(gl.int32)
+    start, end = padding(x, size, batch)
     at = Place(my_group(), head_index.to(gl.int64) * size.n_q, start, end)
     q_base = x.q + batch * size.q_batch + head * size.q_head
     rows = gl.arange(0, M, layout=gl.SliceLayout(1, rows_of))

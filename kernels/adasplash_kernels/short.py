@@ -45,13 +45,14 @@ def on_chip(problem: Problem, need_out2: bool) -> tuple[Tensor, Tensor | None, T
     return out, out2, theta
 
 
+@lru_cache
 def _blocks_each(blocks: int, heads: int, at_a_time: int) -> int:
     """Return how many blocks of queries of a head a program is to take, where so many programs run at a time.
 
     Loading keys and values takes a program about as long as a block does.
     """
-    choices = [each for each in (1, 2, 4, 8, 16) if each < blocks] + [blocks] * (0 < blocks <= 16)
-    return min(choices, key=lambda each: -(-heads * -(-blocks // each) // at_a_time) * (each + 1), default=1)
+    choices = range(1, max(1, min(blocks, 16)) + 1)
+    return min(choices, key=lambda each: -(-heads * -(-blocks // each) // at_a_time) * (each + 1))
 
 
 # programs that share a multiprocessor, by keys of a tile: what registers and shared memory leave room for

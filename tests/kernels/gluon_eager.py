@@ -11,12 +11,15 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
+from types import FunctionType, SimpleNamespace
 from typing import Any
 
 import torch
 import triton.language as tl
 from torch import Tensor
+
+from adasplash_kernels.on_chip import TOLERANCE
+from adasplash_kernels.spans import padding
 
 EACH = object()  # the number of a thread's group of warps
 
@@ -230,7 +233,8 @@ def program(modules: list[Path], number: int, warps: int) -> dict[str, Any]:
     names: dict[str, Any] = {
         "gl": language, "gluon": SimpleNamespace(jit=_jit), "tl": tl, "launched_by_key": _jit,
         "open_sizes": lambda x, size: size, "fence_async_shared": _ignored, "warpgroup_mma": _product,
-        "warpgroup_mma_wait": lambda number, deps: tuple(deps),
+        "warpgroup_mma_wait": lambda number, deps: tuple(deps), "TOLERANCE": TOLERANCE.value,
+        "padding": FunctionType(padding.fn.__code__, {"tl": language}),
     }  # fmt: skip
     for path in modules:
         lines = path.read_text().splitlines()
