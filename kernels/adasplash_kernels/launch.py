@@ -17,7 +17,7 @@ from .forward import output_kernel
 from .inputs import Inputs, Sizes, sealed
 from .kept import constant
 from .problem import Problem, aligned, pitches, pool_entries
-from .short import on_chip
+from .short import gradients, on_chip
 from .thresholds import THRESHOLDS, register
 from .thresholds.group_maxima import bound_kernel, listed_kernel
 from .thresholds.halley import halley_kernel
@@ -247,6 +247,9 @@ def backward_gradients(
     d_alpha = torch.empty_like(theta) if need_alpha else None
     up = Upstream(theta, delta, d_out, *(sealed(n) for n in pitches(d_out)), aligned(d_out))
     kind = kind_of_lists(method, lists)
+    short = THRESHOLDS[method].on_chip and lists is None and not need_alpha
+    if short and gradients(problem, up, out2, dq, dk, dv):
+        return dq, dk, dv, d_alpha
     if kind != "columns":
         sizes, inputs, options = problem.sizes(), problem.inputs(kind, query_tiles=lists), problem.visit_options(kind)
         grad_query_kernel[problem.query_grid()](inputs, sizes, up, out2, dq, d_alpha, None, None, **options)

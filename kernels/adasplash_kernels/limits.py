@@ -17,11 +17,14 @@ REST = 3 if INTERPRETED else 1024  # programs of a launch for the rest of the ke
 # Keys whose scores for a block of queries stay on chip where nothing but masks is asked for: see on_chip.py
 ON_CHIP = 32 if INTERPRETED else 128
 ON_CHIP_HOPPER = 512
+GRADIENTS_HOPPER = 512  # queries whose gradients stay on chip, likewise: see gradients_hopper.py
+FILLED = 0.6  # of the multiprocessors, the least share that a kernel with a program a head is to keep at work
 PIECE = 2 if INTERPRETED else 32  # tiles of a piece that the walk of a block of keys is cut into, at the least
 
 
 def settings() -> tuple:
     """Return the numbers above: what is launched follows from them and from a call's arguments."""
     return (
-        DENSEST, ENTRIES, WORKSPACE, PIECES, NARROW, LIST_TILES, SCATTERED, REST, ON_CHIP, ON_CHIP_HOPPER, PIECE,
+        DENSEST, ENTRIES, WORKSPACE, PIECES, NARROW, LIST_TILES, SCATTERED, REST, ON_CHIP, ON_CHIP_HOPPER, GRADIENTS_HOPPER,
+        FILLED, PIECE,
     )  # fmt: skip

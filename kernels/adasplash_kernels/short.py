@@ -1,4 +1,5 @@
-"""Launching one kernel for short sequences, where the scores of a block of queries fit on chip."""
+"""Launching one kernel each way for short sequences, where the scores of a block of queries, or dQ of a head, fit on
+chip."""
 
 from __future__ import annotations
 
@@ -9,15 +10,17 @@ import triton
 from torch import Tensor
 
 from . import limits
+from .backward import Upstream
 from .on_chip import on_chip_kernel
-from .problem import Problem
+from .problem import Problem, aligned
 from .thresholds.refine import MAX_ITERATIONS
 from .tile_sizes import INTERPRETED, Tiles
 
 try:
+    from .gradients_hopper import gradients_hopper_kernel
     from .on_chip_hopper import on_chip_hopper_kernel
 except ImportError:  # a Triton without Gluon, or with another
-    on_chip_hopper_kernel = None
+    on_chip_hopper_kernel = gradients_hopper_kernel = None
 
 
 def on_chip(problem: Problem, need_out2: bool) -> tuple[Tensor, Tensor | None, Tensor] | None:
@@ -43,6 +46,35 @@ def on_chip(problem: Problem, need_out2: bool) -> tuple[Tensor, Tensor | None, T
     else:
         on_chip_kernel[grid](*arguments, **part.options)
     return out, out2, theta
+
+
+def gradients(problem: Problem, up: Upstream, out2: Tensor, dq: Tensor, dk: Tensor, dv: Tensor) -> bool:
+    """Write the gradients to q, k and v with one kernel, and tell whether that was done: where dQ of a head fits.
+
+    Args:
+        up, out2, dq, dk, dv: as ``gradients_hopper_kernel`` takes them.
+    """
+    q, (queries, head_dim) = problem.q, problem.q.shape[2:]
+    if problem.alpha_kind != "1.5" or problem.scores is not None or q.dtype == torch.float32:
+        return False
+    if problem.alibi_slopes is not None or problem.cu_seqlens_q is not None or problem.groups > 1:
+        return False
+    if head_dim > 64 or head_dim % 16 or queries > limits.GRADIENTS_HOPPER or not _has_hopper_kernel(q.device):
+        return False
+    if not _rounds_are_full(problem.heads, _multiprocessors(q.device)):
+        return False
+    tensors = q, problem.k, problem.v, up.d_out
+    if not aligned(*tensors).value or any(x.data_ptr() % 16 for x in tensors):
+        return False
+    part = problem.retiled(Tiles(64, 128, 8, 1))
+    rows = max(128, triton.next_power_of_2(queries))
+    gradients_hopper_kernel[(part.heads,)](part.inputs(), part.sizes(), up, out2, dq, dk, dv, rows, **part.options)
+    return True
+
+
+def _rounds_are_full(heads: int, at_a_time: int) -> bool:
+    """Tell whether so many programs, of which so many run at a time, leave few of the places empty."""
+    return heads >= limits.FILLED * -(-heads // at_a_time) * at_a_time
 
 
 @lru_cache

@@ -2,12 +2,15 @@
 
 Triton's interpreter does not know Gluon. Here a kernel's module runs as ordinary Python with a language of its own,
 ``Language``. Layouts are not looked at, and barriers and fences do nothing, so that this says nothing about either.
+What is copied in the background arrives when it is waited for, and no sooner.
 A scalar that differs from warp to warp stands for all its values: memory that it indexes has all parts, and a product
 takes the part of a row's group.
 """
 
 from __future__ import annotations
 
+import ast
+import math
 import operator
 from collections.abc import Callable
 from pathlib import Path
@@ -130,6 +133,10 @@ class Shared:
         assert value.data.dtype == self.memory.dtype
         self.memory.copy_(value.data)
 
+    def _reinterpret(self, dtype: torch.dtype, shape: list[int], layout: Any) -> Shared:
+        assert self.memory.is_contiguous() and dtype == self.dtype
+        return Shared(self.memory.view(-1)[: math.prod(shape)].view(shape))
+
 
 def _reduce(x: Any, axis: int, function: Callable[..., Any]) -> Any:
     several = isinstance(x, tuple)
@@ -179,6 +186,27 @@ def _store(at: Pointer, value: Value, mask: Any = None) -> None:
     at.memory[places[there]] = value.data.expand(places.shape)[there]
 
 
+class Copies:
+    """Copies in the background, in groups; each reads its source when it is started."""
+
+    def __init__(self) -> None:
+        self.groups: list[list[tuple[Shared, Value]]] = [[]]
+
+    def start(self, place: Shared, at: Pointer, mask: Any = None) -> None:
+        value = _load(at, mask)
+        assert value.shape == place.shape
+        place.memory.fill_(float("nan"))
+        self.groups[-1].append((place, value))
+
+    def commit(self) -> None:
+        self.groups.append([])
+
+    def wait(self, left: int) -> None:
+        while len(self.groups) > left + 1:
+            for place, value in self.groups.pop(0):
+                place.store(value)
+
+
 class Language:
     """``gl`` for one program."""
 
@@ -190,6 +218,7 @@ class Language:
     load, store = staticmethod(_load), staticmethod(_store)
     reduce = staticmethod(_reduce)
     maximum, minimum = staticmethod(_maximum), staticmethod(_minimum)
+    barrier = staticmethod(_ignored)
     to_tensor = staticmethod(lambda x: x)
     convert_layout = staticmethod(lambda x, layout: x)
     inline_asm_elementwise = staticmethod(lambda *a, **k: EACH)
@@ -227,18 +256,25 @@ def _jit(function: Any = None, **options: Any) -> Any:
 _operations()
 
 
+def _imports_what_is_given(node: ast.stmt) -> bool:
+    if isinstance(node, ast.ImportFrom):
+        return node.level > 0 or (node.module or "").startswith("triton")
+    return isinstance(node, ast.Import) and node.names[0].name.startswith("triton")
+
+
 def program(modules: list[Path], number: int, warps: int) -> dict[str, Any]:
     """Return the functions of some modules, each of which may use those before, for one program of a launch."""
-    language = Language(number, warps)
+    language, copies = Language(number, warps), Copies()
     names: dict[str, Any] = {
         "gl": language, "gluon": SimpleNamespace(jit=_jit), "tl": tl, "launched_by_key": _jit,
         "open_sizes": lambda x, size: size, "fence_async_shared": _ignored, "warpgroup_mma": _product,
-        "warpgroup_mma_wait": lambda number, deps: tuple(deps), "TOLERANCE": TOLERANCE.value,
+        "warpgroup_mma_wait": lambda number, deps: tuple(deps) if len(deps) > 1 else deps[0], "TOLERANCE": TOLERANCE.value,
+        "async_copy_global_to_shared": copies.start, "commit_group": copies.commit, "wait_group": copies.wait,
+        "pitch": lambda number, ALIGNED: number,
         "padding": FunctionType(padding.fn.__code__, {"tl": language}),
     }  # fmt: skip
     for path in modules:
-        lines = path.read_text().splitlines()
-        own = ("from triton", "import triton", "from .")
-        kept = ["" if line.startswith(own) else line for line in lines]
-        exec(compile("\n".join(kept), str(path), "exec"), names)
+        tree = ast.parse(path.read_text())
+        tree.body = [node for node in tree.body if not _imports_what_is_given(node)]
+        exec(compile(tree, str(path), "exec"), names)
     return names
