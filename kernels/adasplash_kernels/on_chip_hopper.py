@@ -16,6 +16,11 @@ from typing import Any, NamedTuple
 import triton.language as tl
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.ampere.async_copy import (
+    async_copy_global_to_shared,
+    commit_group,
+    wait_group,
+)
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, warpgroup_mma, warpgroup_mma_wait
 
 from .inputs import open_sizes
@@ -37,6 +42,7 @@ class Here(NamedTuple):
             (groups x BLOCK_M, BLOCK_D) float32.
         sums, others: two times (groups x BLOCK_M,) float32 in each, for what groups add up, taken by turns so that no
             one waits until all have read; with one group nothing that is used.
+        flags: (groups x BLOCK_M,) int32.
     """
 
     q: Any
@@ -46,6 +52,7 @@ class Here(NamedTuple):
     out2: Any
     sums: Any
     others: Any
+    flags: Any
 
 
 class Place(NamedTuple):
@@ -177,7 +184,10 @@ def _solve(x, size, here, raw, max_iterations):
         rise += step
         # a step e of theta leaves at most e^2 / 4 for each weight in the support
         again = step * step * KEYS > TOLERANCE
-        unfinished = gl.max((again & (empty == 0) & (rise == rise)).to(gl.int32), 0)  # NaN must not hang
+        # all warps read what all have written, which takes one barrier; NaN must not hang
+        all_rows: gl.constexpr = gl.BlockedLayout([raw.shape[0] // 32], [32], [gl.num_warps()], [0])
+        here.flags.store((again & (empty == 0) & (rise == rise)).to(gl.int32))
+        unfinished = gl.max(here.flags.load(all_rows), 0)
         iteration += 1
     rise = gl.where(empty, 0.0, rise)  # where nothing is seen the steps lead anywhere
     return gl.where(empty, float("inf"), top + 2.0 * (bound + rise)), height, rise
@@ -201,39 +211,40 @@ def _outputs(x, size, here, at, block, height, rise, out, out2, LAYOUT: gl.const
     given: gl.constexpr = LAYOUT if WARPS == 4 else gl.BlockedLayout([1, 4], [128 // D, D // 4], [WARPS, 1], [1, 0])
     queries = block * M + gl.arange(0, M, layout=gl.SliceLayout(1, given))
     v = here.v.index(at.group).slice(0, N)
+    wait_group(0)  # for the values, the first time
+    fence_async_shared()
     zero = gl.zeros([ROWS, D], gl.float32, results)
     u = _roots(height, rise)
     p = gl.convert_layout((u * u).to(dtype), operand)
     acc = warpgroup_mma(p, v, zero, use_acc=False, is_async=True)
-    if out2 is None:
-        acc, p = warpgroup_mma_wait(0, deps=[acc, p])
-        here.out.store(acc.to(here.out.dtype))
-    else:
+    if out2 is not None:
         slope = gl.sum(u, 1)
         root = gl.convert_layout(u.to(dtype), operand)
         acc2 = warpgroup_mma(root, v, zero, use_acc=False, is_async=True)
         acc, p = warpgroup_mma_wait(1, deps=[acc, p])
-        here.out.store(acc.to(here.out.dtype))
-        if WARPS == 4:
-            slope = gl.convert_layout(slope, gl.SliceLayout(1, results))
-            acc2, root = warpgroup_mma_wait(0, deps=[acc2, root])
-            here.out2.store((acc2 * _inverse(slope)[:, None]).to(here.out2.dtype))
-        else:
-            here.sums[0].store(slope)
-            acc2, root = warpgroup_mma_wait(0, deps=[acc2, root])
-            here.out2.store(acc2)
+    else:
+        acc, p = warpgroup_mma_wait(0, deps=[acc, p])
+    # while the second product is under way
+    here.out.store(acc.to(here.out.dtype))
     if WARPS == 4:
         _store(out + at.base * x.d, queries, size.n_q, x.d, here.out.load(given), D, given)
-        if out2 is not None:
-            _store(out2 + at.base * x.d, queries, size.n_q, x.d, here.out2.load(given), D, given)
     else:
-        acc = here.out.slice(0, M).load(given) + here.out.slice(M, M).load(given)
-        _store(out + at.base * x.d, queries, size.n_q, x.d, acc, D, given)
         if out2 is not None:
+            here.sums[0].store(slope)
+        both = here.out.slice(0, M).load(given) + here.out.slice(M, M).load(given)
+        _store(out + at.base * x.d, queries, size.n_q, x.d, both, D, given)
+    if out2 is not None:
+        acc2, root = warpgroup_mma_wait(0, deps=[acc2, root])
+        if WARPS == 4:
+            slope = gl.convert_layout(slope, gl.SliceLayout(1, results))
+            here.out2.store((acc2 * _inverse(slope)[:, None]).to(here.out2.dtype))
+            _store(out2 + at.base * x.d, queries, size.n_q, x.d, here.out2.load(given), D, given)
+        else:
             of_row: gl.constexpr = gl.SliceLayout(1, given)
+            here.out2.store(acc2)
             slope = here.sums[0].slice(0, M).load(of_row) + here.sums[0].slice(M, M).load(of_row)
-            acc = here.out2.slice(0, M).load(given) + here.out2.slice(M, M).load(given)
-            _store(out2 + at.base * x.d, queries, size.n_q, x.d, acc * _inverse(slope)[:, None], D, given)
+            both = here.out2.slice(0, M).load(given) + here.out2.slice(M, M).load(given)
+            _store(out2 + at.base * x.d, queries, size.n_q, x.d, both * _inverse(slope)[:, None], D, given)
 
 
 @gluon.jit
@@ -284,24 +295,35 @@ def _shared(x, N: gl.constexpr):
             gl.allocate_shared_memory(gl.float32, [GROUPS * M], line),
             gl.allocate_shared_memory(gl.float32, [GROUPS * M], line),
         )
-    return Here(q, k, v, out, out2, sums, others)
+    flags = gl.allocate_shared_memory(gl.int32, [GROUPS * M], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+    return Here(q, k, v, out, out2, sums, others, flags)
 
 
 @gluon.jit
-def _keep_keys(x, size, here, k_base, v_base, LAYOUT: gl.constexpr):
-    """Load all keys and values into shared memory; nothing waits before all is asked for."""
+def _copy(place, base, rows, pitch, n_rows, d, LAYOUT: gl.constexpr, WHOLE: gl.constexpr):
+    """Put rows of a matrix into shared memory, with WHOLE at some time before ``wait_group`` is over; what lies outside
+    becomes zero."""
+    D: gl.constexpr = place.shape[1]
+    if WHOLE:
+        columns = gl.arange(0, D, layout=gl.SliceLayout(0, LAYOUT))
+        keep = (rows < n_rows)[:, None] & (columns < d)[None, :]
+        async_copy_global_to_shared(place, base + rows.to(gl.int64)[:, None] * pitch + columns[None, :], mask=keep)
+    else:
+        place.store(_load(base, rows, pitch, n_rows, d, D, LAYOUT))
+
+
+@gluon.jit
+def _keep_keys(x, size, here, k_base, v_base, LAYOUT: gl.constexpr, WHOLE: gl.constexpr):
+    """Load all keys into shared memory; the values are on their way there, which ``_outputs`` waits for."""
     GROUPS: gl.constexpr = here.k.shape[0]
-    D: gl.constexpr = x.BLOCK_D
     keys = GROUPS * gl.arange(0, here.k.shape[1], layout=gl.SliceLayout(1, LAYOUT))
-    k = _load(k_base, keys, size.k_row, size.n_k, x.d, D, LAYOUT)
-    v = _load(v_base, keys, size.v_row, size.n_k, x.d, D, LAYOUT)
-    if GROUPS == 2:
-        k_odd = _load(k_base, keys + 1, size.k_row, size.n_k, x.d, D, LAYOUT)
-        v_odd = _load(v_base, keys + 1, size.v_row, size.n_k, x.d, D, LAYOUT)
-        here.k.index(1).store(k_odd)
-        here.v.index(1).store(v_odd)
-    here.k.index(0).store(k)
-    here.v.index(0).store(v)
+    for group in gl.static_range(GROUPS):
+        _copy(here.k.index(group), k_base, keys + group, size.k_row, size.n_k, x.d, LAYOUT, WHOLE)
+    commit_group()
+    for group in gl.static_range(GROUPS):
+        _copy(here.v.index(group), v_base, keys + group, size.v_row, size.n_k, x.d, LAYOUT, WHOLE)
+    commit_group()
+    wait_group(1)
 
 
 @gluon.jit
@@ -314,12 +336,14 @@ def _keep_queries(here, q, M: gl.constexpr):
 
 @launched_by_key
 @gluon.jit(do_not_specialize=["max_iterations", "each"])
-def on_chip_hopper_kernel(x, size, theta_out, out, out2, max_iterations, each, NARROW: gl.constexpr):
+def on_chip_hopper_kernel(x, size, theta_out, out, out2, max_iterations, each, NARROW: gl.constexpr, WHOLE: gl.constexpr):
     """As ``on_chip_kernel``, for alpha = 1.5, on four warps for up to 256 keys, else on eight.
 
     Args:
         each: blocks of queries that a program takes.
         NARROW: whether the first blocks of a head may see the first half of the keys alone, which is then faster.
+        WHOLE: whether D is a multiple of 16 and all rows of k and v start at multiples of 16 bytes, so that they may
+            be copied in the background.
     """
     size = open_sizes(x, size)
     M: gl.constexpr = x.BLOCK_M
@@ -341,7 +365,7 @@ def on_chip_hopper_kernel(x, size, theta_out, out, out2, max_iterations, each, N
     q = _load(q_base, first * M + rows, size.q_row, size.n_q, x.d, D, rows_of)
     here = _shared(x, N)
     k_base = x.k + batch * size.k_batch + kv_head * size.k_head
-    _keep_keys(x, size, here, k_base, x.v + batch * size.v_batch + kv_head * size.v_head, rows_of)
+    _keep_keys(x, size, here, k_base, x.v + batch * size.v_batch + kv_head * size.v_head, rows_of, WHOLE)
     wide = first
     if NARROW:
         wide = (x.BLOCK_N // 2 - size.right - (size.n_k - size.n_q)) // M

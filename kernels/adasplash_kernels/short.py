@@ -42,7 +42,8 @@ def on_chip(problem: Problem, need_out2: bool) -> tuple[Tensor, Tensor | None, T
     arguments = (part.inputs(), part.sizes(), theta, out, out2, MAX_ITERATIONS, each)
     if hopper:
         # causal: the first queries see the first half of the keys alone
-        on_chip_hopper_kernel[grid](*arguments, problem.right == 0, **part.options)
+        whole = _whole_rows(problem.k, problem.v)
+        on_chip_hopper_kernel[grid](*arguments, problem.right == 0, whole, **part.options)
     else:
         on_chip_kernel[grid](*arguments, **part.options)
     return out, out2, theta
@@ -59,17 +60,21 @@ def gradients(problem: Problem, up: Upstream, out2: Tensor, dq: Tensor, dk: Tens
         return False
     if problem.alibi_slopes is not None or problem.cu_seqlens_q is not None or problem.groups > 1:
         return False
-    if head_dim > 64 or head_dim % 16 or queries > limits.GRADIENTS_HOPPER or not _has_hopper_kernel(q.device):
+    if head_dim > 64 or queries > limits.GRADIENTS_HOPPER or not _has_hopper_kernel(q.device):
         return False
     if not _rounds_are_full(problem.heads, _multiprocessors(q.device)):
         return False
-    tensors = q, problem.k, problem.v, up.d_out
-    if not aligned(*tensors).value or any(x.data_ptr() % 16 for x in tensors):
+    if not _whole_rows(q, problem.k, problem.v, up.d_out):
         return False
     part = problem.retiled(Tiles(64, 128, 8, 1))
     rows = max(128, triton.next_power_of_2(queries))
     gradients_hopper_kernel[(part.heads,)](part.inputs(), part.sizes(), up, out2, dq, dk, dv, rows, **part.options)
     return True
+
+
+def _whole_rows(*tensors: Tensor) -> bool:
+    """Tell whether rows of these start at multiples of 16 bytes and are 16 numbers long, or 32, ..."""
+    return tensors[0].shape[3] % 16 == 0 and aligned(*tensors).value and not any(x.data_ptr() % 16 for x in tensors)
 
 
 def _rounds_are_full(heads: int, at_a_time: int) -> bool:

@@ -109,7 +109,7 @@ def pointer(tensor: Tensor | None) -> Pointer | None:
 
 
 class Shared:
-    """Shared memory, full of NaN at first."""
+    """Shared memory, full of NaN, or of the largest integer, at first."""
 
     def __init__(self, memory: Tensor, of_each: bool = False) -> None:
         self.memory, self.of_each = memory, of_each
@@ -246,7 +246,7 @@ class Language:
         return Value(torch.arange(start, end, dtype=torch.int32))
 
     def allocate_shared_memory(self, dtype: torch.dtype, shape: list[int], layout: Any) -> Shared:
-        return Shared(torch.full(shape, float("nan"), dtype=dtype))
+        return Shared(torch.full(shape, float("nan") if dtype.is_floating_point else 2**31 - 1, dtype=dtype))
 
 
 def _jit(function: Any = None, **options: Any) -> Any:

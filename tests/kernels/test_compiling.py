@@ -41,13 +41,13 @@ keys, head_dim = map(int, sys.argv[1:])
 q = torch.empty(2, 16, keys, head_dim, dtype=torch.bfloat16)
 part = Problem(q, q, q, None, "1.5", 0.125, right=0).retiled(_tiles(keys, hopper=True))
 theta = torch.empty(q.shape[:3])
-arguments = (part.inputs(), part.sizes(), theta, q, q, 40, 2, True)
+arguments = (part.inputs(), part.sizes(), theta, q, q, 40, 2, True, head_dim % 16 == 0)
 compiled = on_chip_hopper_kernel.warmup(*arguments, grid=(1,), **part.options)
 print(compiled.metadata.shared, "wgmma.mma_async" in compiled.asm["ptx"])
 """
 
 
-@pytest.mark.parametrize(("keys", "head_dim"), [(128, 64), (256, 16), (512, 64)])
+@pytest.mark.parametrize(("keys", "head_dim"), [(128, 64), (256, 16), (512, 64), (512, 40)])
 def test_the_kernel_for_short_sequences_compiles_for_hopper(tmp_path, keys, head_dim):
     own = {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", COMPILE, str(keys), str(head_dim)]

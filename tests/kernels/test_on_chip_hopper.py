@@ -46,7 +46,7 @@ def run(
     out2 = torch.full_like(out, 7.0) if need_out2 else None
     for number in range(batch * heads * math.ceil(blocks / each)):
         kernel = program(MODULES, number, warps)["on_chip_hopper_kernel"]
-        kernel(x, size, pointer(theta), pointer(out), pointer(out2), 40, each, causal)
+        kernel(x, size, pointer(theta), pointer(out), pointer(out2), 40, each, causal, head_dim % 16 == 0)
     return out, out2, theta
 
 
