@@ -159,10 +159,11 @@ def _masked(x, size, head, raw, index, block):
         & (first + M - 1 - size.left <= key) & (first + size.right >= key + N - 1)
     )  # fmt: skip
     if not seen:
-        position = first + gl.arange(0, M, layout=gl.SliceLayout(0, raw.type.layout))
-        keys = key + gl.arange(0, N, layout=gl.SliceLayout(1, raw.type.layout))
-        low = gl.maximum(position - size.left, head.start)
-        high = gl.minimum(position + size.right + 1, head.end)
+        # counted from the block's first key; else they would be compared as 64 bits, which addresses made of keys are
+        position = first - key + gl.arange(0, M, layout=gl.SliceLayout(0, raw.type.layout))
+        keys = gl.arange(0, N, layout=gl.SliceLayout(1, raw.type.layout))
+        low = gl.maximum(position - size.left, head.start - key)
+        high = gl.minimum(position + size.right + 1, head.end - key)
         raw = gl.where((keys[:, None] >= low[None, :]) & (keys[:, None] < high[None, :]), raw, float("-inf"))
     return raw
 
@@ -176,7 +177,9 @@ def _tile(x, size, here, head, index, block, last, raw, dp, acc_k, acc_v, LAYOUT
     of_query: gl.constexpr = gl.SliceLayout(0, tile)
     results: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [gl.num_warps(), 1], [16, D, 16])
     operand: gl.constexpr = gl.DotOperandLayout(0, results, 2)
-    queries: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, gl.num_warps() // 4], [16, D * 4 // gl.num_warps(), 16])
+    queries: gl.constexpr = gl.NVMMADistributedLayout(
+        [3, 0], [4, gl.num_warps() // 4], [16, D * 4 // gl.num_warps(), 16]
+    )
     q, d_out = here.q.index(block % 2), here.d_out.index(block % 2)
     theta = here.theta.index(block).load(of_query)
     delta = here.delta.index(block).load(of_query)

@@ -25,6 +25,6 @@ PIECE = 2 if INTERPRETED else 32  # tiles of a piece that the walk of a block of
 def settings() -> tuple:
     """Return the numbers above: what is launched follows from them and from a call's arguments."""
     return (
-        DENSEST, ENTRIES, WORKSPACE, PIECES, NARROW, LIST_TILES, SCATTERED, REST, ON_CHIP, ON_CHIP_HOPPER, GRADIENTS_HOPPER,
-        FILLED, PIECE,
+        DENSEST, ENTRIES, WORKSPACE, PIECES, NARROW, LIST_TILES, SCATTERED, REST, ON_CHIP, ON_CHIP_HOPPER,
+        GRADIENTS_HOPPER, FILLED, PIECE,
     )  # fmt: skip

@@ -336,7 +336,9 @@ def _keep_queries(here, q, M: gl.constexpr):
 
 @launched_by_key
 @gluon.jit(do_not_specialize=["max_iterations", "each"])
-def on_chip_hopper_kernel(x, size, theta_out, out, out2, max_iterations, each, NARROW: gl.constexpr, WHOLE: gl.constexpr):
+def on_chip_hopper_kernel(
+    x, size, theta_out, out, out2, max_iterations, each, NARROW: gl.constexpr, WHOLE: gl.constexpr
+):
     """As ``on_chip_kernel``, for alpha = 1.5, on four warps for up to 256 keys, else on eight.
 
     Args:

@@ -268,7 +268,8 @@ def program(modules: list[Path], number: int, warps: int) -> dict[str, Any]:
     names: dict[str, Any] = {
         "gl": language, "gluon": SimpleNamespace(jit=_jit), "tl": tl, "launched_by_key": _jit,
         "open_sizes": lambda x, size: size, "fence_async_shared": _ignored, "warpgroup_mma": _product,
-        "warpgroup_mma_wait": lambda number, deps: tuple(deps) if len(deps) > 1 else deps[0], "TOLERANCE": TOLERANCE.value,
+        "warpgroup_mma_wait": lambda number, deps: tuple(deps) if len(deps) > 1 else deps[0],
+        "TOLERANCE": TOLERANCE.value,
         "async_copy_global_to_shared": copies.start, "commit_group": copies.commit, "wait_group": copies.wait,
         "pitch": lambda number, ALIGNED: number,
         "padding": FunctionType(padding.fn.__code__, {"tl": language}),
