@@ -267,14 +267,13 @@ def _numbers(x, size, head, here, up, out2, QUERIES: gl.constexpr, LAYOUT: gl.co
     row = gl.arange(0, QUERIES, layout=gl.BlockedLayout([1], [32], [gl.num_warps()], [0]))
     theta = gl.load(up.theta + head.queries + row, mask=row < size.n_q, other=float("inf"))
     thetas.store(0.5 * theta)
-    EACH: gl.constexpr = 128  # registers for 64 KB at a time
-    for part in gl.static_range(QUERIES // EACH):
-        rows = part * EACH + gl.arange(0, EACH, layout=gl.SliceLayout(1, LAYOUT))
-        offsets, keep = _places(rows, head.d_out_row, size.n_q, x.d, D, LAYOUT)
-        d_out = gl.load(head.d_out + offsets, mask=keep, other=0.0)
-        offsets, keep = _places(rows, x.d, size.n_q, x.d, D, LAYOUT)
-        mean = gl.load(out2 + head.queries * x.d + offsets, mask=keep, other=0.0)
-        deltas.slice(part * EACH, EACH).store(gl.sum(d_out.to(gl.float32) * mean.to(gl.float32), 1))
+    # asked for at once: nothing else is in registers yet
+    rows = gl.arange(0, QUERIES, layout=gl.SliceLayout(1, LAYOUT))
+    offsets, keep = _places(rows, head.d_out_row, size.n_q, x.d, D, LAYOUT)
+    d_out = gl.load(head.d_out + offsets, mask=keep, other=0.0)
+    offsets, keep = _places(rows, x.d, size.n_q, x.d, D, LAYOUT)
+    mean = gl.load(out2 + head.queries * x.d + offsets, mask=keep, other=0.0)
+    deltas.store(gl.sum(d_out.to(gl.float32) * mean.to(gl.float32), 1))
 
 
 @gluon.jit

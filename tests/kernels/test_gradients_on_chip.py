@@ -43,7 +43,8 @@ def of_backward(launched: list[str], q, k, v, d_out=None, **options) -> list[str
     out = entmax_attention(*leaves, method=METHOD, **options)
     d_out = torch.randn_like(out) if d_out is None else d_out
     launched.clear()
-    torch.autograd.grad(out, leaves, d_out)
+    with torch.autograd.set_multithreading_enabled(False):  # in this thread, which is the one that listens
+        torch.autograd.grad(out, leaves, d_out)
     return list(launched)
 
 
