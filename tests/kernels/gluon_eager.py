@@ -12,7 +12,7 @@ from __future__ import annotations
 import ast
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FunctionType, SimpleNamespace
 from typing import Any
@@ -256,6 +256,10 @@ def _jit(function: Any = None, **options: Any) -> Any:
 _operations()
 
 
+def _range(*bounds: Any) -> Iterator[Value]:
+    return (Value(torch.tensor(i, dtype=torch.int32)) for i in range(*map(int, bounds)))
+
+
 def _imports_what_is_given(node: ast.stmt) -> bool:
     if isinstance(node, ast.ImportFrom):
         return node.level > 0 or (node.module or "").startswith("triton")
@@ -266,7 +270,7 @@ def program(modules: list[Path], number: int, warps: int) -> dict[str, Any]:
     """Return the functions of some modules, each of which may use those before, for one program of a launch."""
     language, copies = Language(number, warps), Copies()
     names: dict[str, Any] = {
-        "gl": language, "gluon": SimpleNamespace(jit=_jit), "tl": tl, "launched_by_key": _jit,
+        "gl": language, "gluon": SimpleNamespace(jit=_jit), "tl": tl, "range": _range, "launched_by_key": _jit,
         "open_sizes": lambda x, size: size, "fence_async_shared": _ignored, "warpgroup_mma": _product,
         "warpgroup_mma_wait": lambda number, deps: tuple(deps) if len(deps) > 1 else deps[0],
         "TOLERANCE": TOLERANCE.value,
