@@ -26,11 +26,10 @@ except ImportError:  # a Triton without Gluon, or with another
 def on_chip(problem: Problem, need_out2: bool) -> tuple[Tensor, Tensor | None, Tensor] | None:
     """Return O and, if asked for, O2, (B, H, N_q, D) in q's dtype, and theta (B, H, N_q) float32; None where the scores
     of a block of queries do not fit."""
-    q, keys, head_dim = problem.q, problem.k.shape[2], problem.q.shape[3]
-    if problem.alpha_kind != "1.5" or problem.scores is not None or q.dtype == torch.float32 or head_dim > 64:
+    q, keys = problem.q, problem.k.shape[2]
+    if not _small(problem):
         return None
-    plain = problem.alibi_slopes is None and problem.cu_seqlens_q is None
-    hopper = plain and _has_hopper_kernel(q.device)
+    hopper = _plain(problem) and _has_hopper_kernel(q.device)
     if keys > (limits.ON_CHIP_HOPPER if hopper else limits.ON_CHIP):
         return None
     part = problem.retiled(_tiles(keys, hopper))
@@ -55,14 +54,10 @@ def gradients(problem: Problem, up: Upstream, out2: Tensor, dq: Tensor, dk: Tens
     Args:
         up, out2, dq, dk, dv: as ``gradients_hopper_kernel`` takes them.
     """
-    q, (queries, head_dim) = problem.q, problem.q.shape[2:]
-    if problem.alpha_kind != "1.5" or problem.scores is not None or q.dtype == torch.float32:
+    q, queries = problem.q, problem.q.shape[2]
+    if not _small(problem) or not _plain(problem) or problem.groups > 1 or queries > limits.GRADIENTS_HOPPER:
         return False
-    if problem.alibi_slopes is not None or problem.cu_seqlens_q is not None or problem.groups > 1:
-        return False
-    if head_dim > 64 or queries > limits.GRADIENTS_HOPPER or not _has_hopper_kernel(q.device):
-        return False
-    if not _rounds_are_full(problem.heads, _multiprocessors(q.device)):
+    if not _has_hopper_kernel(q.device) or not _rounds_are_full(problem.heads, _multiprocessors(q.device)):
         return False
     if not _whole_rows(q, problem.k, problem.v, up.d_out):
         return False
@@ -70,6 +65,17 @@ def gradients(problem: Problem, up: Upstream, out2: Tensor, dq: Tensor, dk: Tens
     rows = max(128, triton.next_power_of_2(queries))
     gradients_hopper_kernel[(part.heads,)](part.inputs(), part.sizes(), up, out2, dq, dk, dv, rows, **part.options)
     return True
+
+
+def _small(problem: Problem) -> bool:
+    """Tell whether the kernels are for such numbers and heads."""
+    plain_alpha = problem.alpha_kind == "1.5" and problem.scores is None
+    return plain_alpha and problem.q.dtype != torch.float32 and problem.q.shape[3] <= 64
+
+
+def _plain(problem: Problem) -> bool:
+    """Tell whether nothing is asked for that only the portable kernels do."""
+    return problem.alibi_slopes is None and problem.cu_seqlens_q is None
 
 
 def _whole_rows(*tensors: Tensor) -> bool:

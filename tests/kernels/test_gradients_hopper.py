@@ -16,6 +16,7 @@ import adasplash_kernels
 from adasplash_kernels.eager import attention_eager, masked_scores, solve_theta
 from adasplash_kernels.inputs import UNLIMITED
 from adasplash_kernels.masks import AttentionMask
+from adasplash_kernels.short import _rounds_are_full
 
 MODULES = [Path(adasplash_kernels.__file__).parent / "gradients_hopper.py"]
 
@@ -118,3 +119,11 @@ def test_what_is_not_finite_reaches_dq_of_its_row_alone(value):
     dq, _, _ = run(q, k, v, theta, out2, d_out, scale=0.2)
     bad = ~dq.isfinite().all(-1)
     assert bad[0, 0, 7] and bad.sum() == 1
+
+
+@pytest.mark.parametrize(
+    ("heads", "full"), [(1, False), (79, False), (80, True), (132, True), (133, False), (160, True)]
+)
+def test_heads_that_leave_few_places_empty(heads, full):
+    """With a program a head, 132 at a time: 80 of 132 are enough, 133 of 264 are not."""
+    assert _rounds_are_full(heads, 132) == full
