@@ -16,15 +16,12 @@ from typing import Any, NamedTuple
 import triton.language as tl
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.ampere.async_copy import (
-    async_copy_global_to_shared,
-    commit_group,
-    wait_group,
-)
+from triton.experimental.gluon.language.nvidia.ampere.async_copy import commit_group, wait_group
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, warpgroup_mma, warpgroup_mma_wait
 
 from .inputs import open_sizes, pitch
 from .launching import launched_by_key
+from .rows_gluon import copy_rows, load_rows, store_rows
 from .spans import padding
 
 _ALL = gl.constexpr(tl.PropagateNan.ALL)
@@ -75,27 +72,12 @@ class Head(NamedTuple):
 
 
 @gluon.jit
-def _places(rows, row_pitch, n_rows, d, D: gl.constexpr, LAYOUT: gl.constexpr):
-    """Return offsets (rows, D) in a matrix, and which are inside of it."""
-    columns = gl.arange(0, D, layout=gl.SliceLayout(0, LAYOUT))
-    keep = (rows < n_rows)[:, None] & (columns < d)[None, :]
-    return rows.to(gl.int64)[:, None] * row_pitch + columns[None, :], keep
-
-
-@gluon.jit
-def _copy(place, base, rows, row_pitch, n_rows, d, LAYOUT: gl.constexpr):
-    """Start copying rows of a matrix to shared memory; what lies outside becomes zero."""
-    offsets, keep = _places(rows, row_pitch, n_rows, d, place.shape[1], LAYOUT)
-    async_copy_global_to_shared(place, base + offsets, mask=keep)
-
-
-@gluon.jit
 def _copy_queries(x, size, here, head, block, LAYOUT: gl.constexpr):
     """Start copying a block of queries and its dO, as one group."""
     M: gl.constexpr = x.BLOCK_M
     rows = block * M + gl.arange(0, M, layout=gl.SliceLayout(1, LAYOUT))
-    _copy(here.q.index(block % 2), head.q, rows, size.q_row, size.n_q, x.d, LAYOUT)
-    _copy(here.d_out.index(block % 2), head.d_out, rows, head.d_out_row, size.n_q, x.d, LAYOUT)
+    copy_rows(here.q.index(block % 2), head.q, rows, size.q_row, size.n_q, x.d, LAYOUT)
+    copy_rows(here.d_out.index(block % 2), head.d_out, rows, head.d_out_row, size.n_q, x.d, LAYOUT)
     commit_group()
 
 
@@ -123,8 +105,8 @@ def _start(x, size, here, head, index, LAYOUT: gl.constexpr):
     N: gl.constexpr = x.BLOCK_N
     first, last = _range(x, size, head, index)
     keys = index * N + gl.arange(0, N, layout=gl.SliceLayout(1, LAYOUT))
-    _copy(here.k, head.k, keys, size.k_row, size.n_k, x.d, LAYOUT)
-    _copy(here.v, head.v, keys, size.v_row, size.n_k, x.d, LAYOUT)
+    copy_rows(here.k, head.k, keys, size.k_row, size.n_k, x.d, LAYOUT)
+    copy_rows(here.v, head.v, keys, size.v_row, size.n_k, x.d, LAYOUT)
     _copy_queries(x, size, here, head, first, LAYOUT)
     if first + 1 < last:
         _copy_queries(x, size, here, head, first + 1, LAYOUT)
@@ -215,14 +197,6 @@ def _tile(x, size, here, head, index, block, last, raw, dp, acc_k, acc_v, LAYOUT
 
 
 @gluon.jit
-def _store(base, first, n_rows, d, value, D: gl.constexpr, LAYOUT: gl.constexpr):
-    """Store (rows, D) from row ``first`` of a contiguous matrix; what lies outside is left alone."""
-    rows = first + gl.arange(0, value.shape[0], layout=gl.SliceLayout(1, LAYOUT))
-    offsets, keep = _places(rows, d, n_rows, d, D, LAYOUT)
-    gl.store(base + offsets, value.to(base.dtype.element_ty), mask=keep)
-
-
-@gluon.jit
 def _block_of_keys(x, size, here, head, index, count, dk, dv, LAYOUT: gl.constexpr):
     """Write dK and dV of a block of keys, and add to dQ."""
     N: gl.constexpr = x.BLOCK_N
@@ -249,12 +223,13 @@ def _block_of_keys(x, size, here, head, index, count, dk, dv, LAYOUT: gl.constex
     if D == x.BLOCK_M:
         stage = here.ds
     else:
-        rows: gl.constexpr = gl.NVMMASharedLayout(2 * D, element_bitwidth=16, rank=2)
-        stage = here.ds._reinterpret(dtype, [N, D], rows)
+        narrow: gl.constexpr = gl.NVMMASharedLayout(2 * D, element_bitwidth=16, rank=2)
+        stage = here.ds._reinterpret(dtype, [N, D], narrow)
+    rows = index * N + gl.arange(0, N, layout=gl.SliceLayout(1, LAYOUT))
     stage.store(acc_v.to(dtype))
-    _store(dv + head.keys * x.d, index * N, size.n_k, x.d, stage.load(LAYOUT), D, LAYOUT)
+    store_rows(dv + head.keys * x.d, rows, size.n_k, x.d, stage.load(LAYOUT), D, LAYOUT)
     stage.store((acc_k * size.scale).to(dtype))
-    _store(dk + head.keys * x.d, index * N, size.n_k, x.d, stage.load(LAYOUT), D, LAYOUT)
+    store_rows(dk + head.keys * x.d, rows, size.n_k, x.d, stage.load(LAYOUT), D, LAYOUT)
 
 
 @gluon.jit
@@ -269,10 +244,8 @@ def _numbers(x, size, head, here, up, out2, QUERIES: gl.constexpr, LAYOUT: gl.co
     thetas.store(0.5 * theta)
     # asked for at once: nothing else is in registers yet
     rows = gl.arange(0, QUERIES, layout=gl.SliceLayout(1, LAYOUT))
-    offsets, keep = _places(rows, head.d_out_row, size.n_q, x.d, D, LAYOUT)
-    d_out = gl.load(head.d_out + offsets, mask=keep, other=0.0)
-    offsets, keep = _places(rows, x.d, size.n_q, x.d, D, LAYOUT)
-    mean = gl.load(out2 + head.queries * x.d + offsets, mask=keep, other=0.0)
+    d_out = load_rows(head.d_out, rows, head.d_out_row, size.n_q, x.d, D, LAYOUT)
+    mean = load_rows(out2 + head.queries * x.d, rows, x.d, size.n_q, x.d, D, LAYOUT)
     deltas.store(gl.sum(d_out.to(gl.float32) * mean.to(gl.float32), 1))
 
 
@@ -334,4 +307,5 @@ def gradients_hopper_kernel(x, size, up, out2, dq, dk, dv, QUERIES: gl.constexpr
         _block_of_keys(x, size, here, head, index, count, dk, dv, rows_of)
     for block in range(0, gl.cdiv(size.n_q, x.BLOCK_M)):
         value = here.dq.index(block).load(rows_of) * size.scale
-        _store(dq + head.queries * x.d, block * x.BLOCK_M, size.n_q, x.d, value, D, rows_of)
+        rows = block * x.BLOCK_M + gl.arange(0, x.BLOCK_M, layout=gl.SliceLayout(1, rows_of))
+        store_rows(dq + head.queries * x.d, rows, size.n_q, x.d, value, D, rows_of)

@@ -16,16 +16,13 @@ from typing import Any, NamedTuple
 import triton.language as tl
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.ampere.async_copy import (
-    async_copy_global_to_shared,
-    commit_group,
-    wait_group,
-)
+from triton.experimental.gluon.language.nvidia.ampere.async_copy import commit_group, wait_group
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, warpgroup_mma, warpgroup_mma_wait
 
 from .inputs import open_sizes
 from .launching import launched_by_key
 from .on_chip import TOLERANCE
+from .rows_gluon import copy_rows, load_rows, store_rows
 from .spans import padding
 from .warpgroups import larger, larger_of_both, my_group, sums_of_both
 
@@ -68,22 +65,6 @@ class Place(NamedTuple):
     base: Any
     start: Any
     end: Any
-
-
-@gluon.jit
-def _load(base, rows, pitch, n_rows, d, D: gl.constexpr, LAYOUT: gl.constexpr):
-    """Load (rows, D) of a matrix; what lies outside is zero."""
-    columns = gl.arange(0, D, layout=gl.SliceLayout(0, LAYOUT))
-    keep = (rows < n_rows)[:, None] & (columns < d)[None, :]
-    return gl.load(base + rows.to(gl.int64)[:, None] * pitch + columns[None, :], mask=keep, other=0.0)
-
-
-@gluon.jit
-def _store(base, rows, n_rows, d, value, D: gl.constexpr, LAYOUT: gl.constexpr):
-    """Store (rows, D) in a contiguous matrix; what lies outside is left alone."""
-    columns = gl.arange(0, D, layout=gl.SliceLayout(0, LAYOUT))
-    keep = (rows < n_rows)[:, None] & (columns < d)[None, :]
-    gl.store(base + rows.to(gl.int64)[:, None] * d + columns[None, :], value.to(base.dtype.element_ty), mask=keep)
 
 
 @gluon.jit
@@ -227,24 +208,24 @@ def _outputs(x, size, here, at, block, height, rise, out, out2, LAYOUT: gl.const
     # while the second product is under way
     here.out.store(acc.to(here.out.dtype))
     if WARPS == 4:
-        _store(out + at.base * x.d, queries, size.n_q, x.d, here.out.load(given), D, given)
+        store_rows(out + at.base * x.d, queries, size.n_q, x.d, here.out.load(given), D, given)
     else:
         if out2 is not None:
             here.sums[0].store(slope)
         both = here.out.slice(0, M).load(given) + here.out.slice(M, M).load(given)
-        _store(out + at.base * x.d, queries, size.n_q, x.d, both, D, given)
+        store_rows(out + at.base * x.d, queries, size.n_q, x.d, both, D, given)
     if out2 is not None:
         acc2, root = warpgroup_mma_wait(0, deps=[acc2, root])
         if WARPS == 4:
             slope = gl.convert_layout(slope, gl.SliceLayout(1, results))
             here.out2.store((acc2 * _inverse(slope)[:, None]).to(here.out2.dtype))
-            _store(out2 + at.base * x.d, queries, size.n_q, x.d, here.out2.load(given), D, given)
+            store_rows(out2 + at.base * x.d, queries, size.n_q, x.d, here.out2.load(given), D, given)
         else:
             of_row: gl.constexpr = gl.SliceLayout(1, given)
             here.out2.store(acc2)
             slope = here.sums[0].slice(0, M).load(of_row) + here.sums[0].slice(M, M).load(of_row)
             both = here.out2.slice(0, M).load(given) + here.out2.slice(M, M).load(given)
-            _store(out2 + at.base * x.d, queries, size.n_q, x.d, both * _inverse(slope)[:, None], D, given)
+            store_rows(out2 + at.base * x.d, queries, size.n_q, x.d, both * _inverse(slope)[:, None], D, given)
 
 
 @gluon.jit
@@ -303,13 +284,10 @@ def _shared(x, N: gl.constexpr):
 def _copy(place, base, rows, pitch, n_rows, d, LAYOUT: gl.constexpr, WHOLE: gl.constexpr):
     """Put rows of a matrix into shared memory, with WHOLE at some time before ``wait_group`` is over; what lies outside
     becomes zero."""
-    D: gl.constexpr = place.shape[1]
     if WHOLE:
-        columns = gl.arange(0, D, layout=gl.SliceLayout(0, LAYOUT))
-        keep = (rows < n_rows)[:, None] & (columns < d)[None, :]
-        async_copy_global_to_shared(place, base + rows.to(gl.int64)[:, None] * pitch + columns[None, :], mask=keep)
+        copy_rows(place, base, rows, pitch, n_rows, d, LAYOUT)
     else:
-        place.store(_load(base, rows, pitch, n_rows, d, D, LAYOUT))
+        place.store(load_rows(base, rows, pitch, n_rows, d, place.shape[1], LAYOUT))
 
 
 @gluon.jit
@@ -364,7 +342,7 @@ def on_chip_hopper_kernel(
     at = Place(my_group(), head_index.to(gl.int64) * size.n_q, start, end)
     q_base = x.q + batch * size.q_batch + head * size.q_head
     rows = gl.arange(0, M, layout=gl.SliceLayout(1, rows_of))
-    q = _load(q_base, first * M + rows, size.q_row, size.n_q, x.d, D, rows_of)
+    q = load_rows(q_base, first * M + rows, size.q_row, size.n_q, x.d, D, rows_of)
     here = _shared(x, N)
     k_base = x.k + batch * size.k_batch + kv_head * size.k_head
     _keep_keys(x, size, here, k_base, x.v + batch * size.v_batch + kv_head * size.v_head, rows_of, WHOLE)
@@ -374,9 +352,9 @@ def on_chip_hopper_kernel(
         wide = gl.minimum(gl.maximum(wide, first), last)
         for block in range(first, wide):
             _keep_queries(here, q, M)
-            q = _load(q_base, (block + 1) * M + rows, size.q_row, size.n_q, x.d, D, rows_of)
+            q = load_rows(q_base, (block + 1) * M + rows, size.q_row, size.n_q, x.d, D, rows_of)
             _block(x, size, here, at, block, theta_out, out, out2, max_iterations, N // 2, rows_of)
     for block in range(wide, last):
         _keep_queries(here, q, M)
-        q = _load(q_base, (block + 1) * M + rows, size.q_row, size.n_q, x.d, D, rows_of)  # while this one is solved
+        q = load_rows(q_base, (block + 1) * M + rows, size.q_row, size.n_q, x.d, D, rows_of)  # while this one is solved
         _block(x, size, here, at, block, theta_out, out, out2, max_iterations, N, rows_of)

@@ -18,7 +18,8 @@ from adasplash_kernels.inputs import UNLIMITED
 from adasplash_kernels.masks import AttentionMask
 from adasplash_kernels.short import _rounds_are_full
 
-MODULES = [Path(adasplash_kernels.__file__).parent / "gradients_hopper.py"]
+FOLDER = Path(adasplash_kernels.__file__).parent
+MODULES = [FOLDER / "rows_gluon.py", FOLDER / "gradients_hopper.py"]
 
 
 def run(

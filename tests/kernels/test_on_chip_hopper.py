@@ -17,7 +17,7 @@ from adasplash_kernels.inputs import UNLIMITED
 from adasplash_kernels.reference import attention_reference, entmax_reference
 
 FOLDER = Path(adasplash_kernels.__file__).parent
-MODULES = [FOLDER / "warpgroups.py", FOLDER / "on_chip_hopper.py"]
+MODULES = [FOLDER / "rows_gluon.py", FOLDER / "warpgroups.py", FOLDER / "on_chip_hopper.py"]
 
 
 def run(
