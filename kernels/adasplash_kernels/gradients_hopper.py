@@ -192,6 +192,7 @@ def _tile(x, size, here, head, index, block, last, raw, dp, acc_k, acc_v, LAYOUT
     if MORE:
         if block + 2 < last:
             _copy_queries(x, size, here, head, block + 2, LAYOUT)
+        # here and not in the next turn of the loop, for which the assembler would let every product run alone
         raw, dp = warpgroup_mma_wait(0, deps=[raw, dp])
     return raw, dp, acc_k, acc_v
 
