@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -15,6 +16,7 @@ from poison import poison
 
 from adasplash_kernels import limits
 from adasplash_kernels.ahead import nothing_ahead
+from adasplash_kernels.launching import Launch, listening
 
 EMPTY = torch.empty, torch.empty_like
 
@@ -61,3 +63,17 @@ def calls_run_once(request: pytest.FixtureRequest) -> Iterator[None]:
         return
     with nothing_ahead():
         yield
+
+
+@pytest.fixture
+def names_launched() -> Iterator[list[str]]:
+    """The names of the kernels that this thread launches."""
+    names: list[str] = []
+
+    @contextlib.contextmanager
+    def note(launch: Launch) -> Iterator[None]:
+        names.append(launch.kernel.__name__)
+        yield
+
+    with listening(note):
+        yield names

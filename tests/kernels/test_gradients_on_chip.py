@@ -3,16 +3,12 @@ it computes is also tested without one (test_gradients_hopper.py)."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-
 import pytest
 import torch
 from calls import bind, plain, positions, random_qkv
 from oracle import check_against_oracle
 
 from adasplash_kernels import entmax_attention, limits, short
-from adasplash_kernels.launching import Launch, listening
 
 METHOD = "columns_nolist"
 HOPPER = torch.cuda.is_available() and short._has_hopper_kernel(torch.device("cuda", 0))
@@ -24,41 +20,27 @@ def few_heads_too(monkeypatch):
     monkeypatch.setattr(limits, "FILLED", 0.0)
 
 
-@pytest.fixture
-def launched() -> Iterator[list[str]]:
-    """The names of the kernels that are launched."""
-    names: list[str] = []
-
-    @contextlib.contextmanager
-    def note(launch: Launch) -> Iterator[None]:
-        names.append(launch.kernel.__name__)
-        yield
-
-    with listening(note):
-        yield names
-
-
-def of_backward(launched: list[str], q, k, v, d_out=None, **options) -> list[str]:
+def of_backward(names_launched: list[str], q, k, v, d_out=None, **options) -> list[str]:
     leaves = [x.requires_grad_() for x in (q, k, v)]
     out = entmax_attention(*leaves, method=METHOD, **options)
     d_out = torch.randn_like(out) if d_out is None else d_out
-    launched.clear()
+    names_launched.clear()
     with torch.autograd.set_multithreading_enabled(False):  # in this thread, which is the one that listens
         torch.autograd.grad(out, leaves, d_out)
-    return list(launched)
+    return list(names_launched)
 
 
 @pytest.mark.parametrize("queries", [1, 300, 512])
 @pytest.mark.parametrize("options", [{}, {"causal": True}, {"window": 9}])
-def test_one_kernel(device, launched, queries, options):
+def test_one_kernel(device, names_launched, queries, options):
     q, k, v = random_qkv(device, queries, 512, 64, heads=2, dtype=torch.float16)
-    assert of_backward(launched, q, k, v, **options) == ["gradients_hopper_kernel"]
+    assert of_backward(names_launched, q, k, v, **options) == ["gradients_hopper_kernel"]
 
 
 @pytest.mark.parametrize(
     "case", ["alpha", "queries", "head dim", "columns", "groups", "slopes", "odd pitch", "float32"]
 )
-def test_what_does_not_fit_takes_two_kernels(device, launched, case):
+def test_what_does_not_fit_takes_two_kernels(device, names_launched, case):
     head_dim = {"head dim": 80, "columns": 40}.get(case, 64)
     q, k, v = random_qkv(
         device, 513 if case == "queries" else 100, 100, head_dim, heads=4, kv_heads=2 if case == "groups" else 4,
@@ -68,14 +50,14 @@ def test_what_does_not_fit_takes_two_kernels(device, launched, case):
     if case == "slopes":
         options["alibi_slopes"] = torch.ones(4, device=device)
     d_out = torch.randn(*q.shape[:3], 65, device=device, dtype=q.dtype)[..., :64] if case == "odd pitch" else None
-    names = of_backward(launched, q, k, v, d_out, **options)
+    names = of_backward(names_launched, q, k, v, d_out, **options)
     assert names == ["grad_query_kernel", "grad_key_value_kernel"]
 
 
-def test_few_heads_take_two_kernels(device, launched, monkeypatch):
+def test_few_heads_take_two_kernels(device, names_launched, monkeypatch):
     monkeypatch.setattr(limits, "FILLED", 0.6)
     qkv = random_qkv(device, 100, head_dim=64, heads=2, dtype=torch.bfloat16)
-    assert len(of_backward(launched, *qkv)) == 2
+    assert len(of_backward(names_launched, *qkv)) == 2
 
 
 @pytest.mark.parametrize("causal", [False, True])

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -12,7 +10,6 @@ from calls import bind, plain, positions, random_qkv
 from oracle import check_against_oracle
 
 from adasplash_kernels import entmax_attention, limits, short
-from adasplash_kernels.launching import Launch, listening
 
 ON_GPU = torch.cuda.is_available()
 METHOD = "columns_nolist"
@@ -27,39 +24,25 @@ def most(device: str) -> int:
     return limits.ON_CHIP_HOPPER if hopper else limits.ON_CHIP
 
 
-@pytest.fixture
-def launched() -> Iterator[list[str]]:
-    """The names of the kernels that are launched."""
-    names: list[str] = []
-
-    @contextlib.contextmanager
-    def note(launch: Launch) -> Iterator[None]:
-        names.append(launch.kernel.__name__)
-        yield
-
-    with listening(note):
-        yield names
-
-
-def names_of(device, launched, n_k, **options) -> list[str]:
-    launched.clear()
+def names_of(device, names_launched, n_k, **options) -> list[str]:
+    names_launched.clear()
     kept = {name: options.pop(name) for name in ("head_dim", "dtype") if name in options}
     q, k, v = random_qkv(device, 20, n_k, **{"dtype": torch.bfloat16, **kept})
     entmax_attention(q, k, v, method=METHOD, **options)
-    return list(launched)
+    return list(names_launched)
 
 
-def test_short_sequences_take_one_kernel(device, launched):
+def test_short_sequences_take_one_kernel(device, names_launched):
     longest = most(device)
     for n_k in (1, longest - 1, longest):
-        [name] = names_of(device, launched, n_k)
+        [name] = names_of(device, names_launched, n_k)
         assert name.startswith("on_chip")
-    assert names_of(device, launched, longest + 1)[0] == "bound_kernel"
+    assert names_of(device, names_launched, longest + 1)[0] == "bound_kernel"
 
 
 @pytest.mark.parametrize("options", [{"alpha": 1.3}, {"alpha": 2.0}, {"dtype": torch.float32}, {"head_dim": 65}])
-def test_what_does_not_fit_takes_the_passes(device, launched, options):
-    assert names_of(device, launched, 16, **options)[0] == "bound_kernel"
+def test_what_does_not_fit_takes_the_passes(device, names_launched, options):
+    assert names_of(device, names_launched, 16, **options)[0] == "bound_kernel"
 
 
 @pytest.mark.parametrize("causal", [False, True])
