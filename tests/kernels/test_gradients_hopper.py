@@ -81,6 +81,7 @@ def test_lengths(n, causal):
     check(n, n, 16, causal=causal)
 
 
+@pytest.mark.in_turn(2)
 @pytest.mark.parametrize(
     "options", [{}, {"causal": True}, {"window": 5}, {"causal": True, "window": 70}, {"scale": 2.5}], ids=str
 )

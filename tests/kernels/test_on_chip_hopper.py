@@ -70,6 +70,7 @@ def test_lengths(n, causal):
     check(*random_qkv("cpu", n, heads=1, head_dim=16, spread=2.0, dtype=torch.bfloat16), causal=causal)
 
 
+@pytest.mark.in_turn(2)
 @pytest.mark.parametrize(
     "options",
     [{}, {"causal": True}, {"window": 5}, {"causal": True, "window": 7}, {"scale": 0.01}, {"scale": 2.5}],

@@ -17,6 +17,7 @@ def test_lengths(device, method, n_q, n_k, causal):
     check_against_oracle(bind(method), plain(method), *random_qkv(device, n_q, n_k), causal=causal)
 
 
+@pytest.mark.in_turn(2)
 @pytest.mark.parametrize("head_dim", [1, 16, 40, 64, 80, 96, 128, 256])
 def test_head_dims(device, method, head_dim):
     check_against_oracle(bind(method), plain(method), *random_qkv(device, 19, head_dim=head_dim), causal=True)
