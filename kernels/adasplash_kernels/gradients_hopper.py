@@ -94,7 +94,7 @@ def _range(x, size, head, index):
     if (index * N >= head.end) | (index * N + N <= head.start):
         last = first
     if index == 0:  # which writes dQ of all queries, where others add
-        first = first * 0
+        first = 0
         last = blocks
     return first, gl.maximum(last, first + 1)
 

@@ -39,7 +39,7 @@ class Here(NamedTuple):
             (groups x BLOCK_M, BLOCK_D) float32.
         sums, others: two times (groups x BLOCK_M,) float32 in each, for what groups add up, taken by turns so that no
             one waits until all have read; with one group nothing that is used.
-        flags: (groups x BLOCK_M,) int32.
+        flags: (groups x BLOCK_M,) int32, whether a query's solve goes on.
     """
 
     q: Any

@@ -19,8 +19,11 @@ from .tile_sizes import INTERPRETED, Tiles
 try:
     from .gradients_hopper import gradients_hopper_kernel
     from .on_chip_hopper import on_chip_hopper_kernel
-except ImportError:  # a Triton without Gluon, or with another
+except (ImportError, AttributeError):  # a Triton without Gluon, or with another
     on_chip_hopper_kernel = gradients_hopper_kernel = None
+
+
+GRADIENT_TILES = Tiles(64, 128, 8, 1)
 
 
 def on_chip(problem: Problem, need_out2: bool) -> tuple[Tensor, Tensor | None, Tensor] | None:
@@ -61,7 +64,7 @@ def gradients(problem: Problem, up: Upstream, out2: Tensor, dq: Tensor, dk: Tens
         return False
     if not _whole_rows(q, problem.k, problem.v, up.d_out):
         return False
-    part = problem.retiled(Tiles(64, 128, 8, 1))
+    part = problem.retiled(GRADIENT_TILES)
     rows = max(128, triton.next_power_of_2(queries))
     gradients_hopper_kernel[(part.heads,)](part.inputs(), part.sizes(), up, out2, dq, dk, dv, rows, **part.options)
     return True

@@ -38,8 +38,7 @@ from adasplash_kernels.gradients_hopper import gradients_hopper_kernel
 from adasplash_kernels.inputs import sealed
 from adasplash_kernels.on_chip_hopper import on_chip_hopper_kernel
 from adasplash_kernels.problem import Problem, aligned, pitches
-from adasplash_kernels.short import _tiles
-from adasplash_kernels.tile_sizes import Tiles
+from adasplash_kernels.short import GRADIENT_TILES, _tiles
 
 name, *numbers = sys.argv[1:]
 n, head_dim = map(int, numbers)
@@ -50,7 +49,7 @@ if name == "forward":
     kernel, part = on_chip_hopper_kernel, problem.retiled(_tiles(n, hopper=True))
     arguments = (theta, q, q, 40, 2, True, head_dim % 16 == 0)
 else:
-    kernel, part = gradients_hopper_kernel, problem.retiled(Tiles(64, 128, 8, 1))
+    kernel, part = gradients_hopper_kernel, problem.retiled(GRADIENT_TILES)
     arguments = (Upstream(theta, theta, q, *map(sealed, pitches(q)), aligned(q)), q, q, q, q, n)
 compiled = kernel.warmup(part.inputs(), part.sizes(), *arguments, grid=(1,), **part.options)
 print(compiled.metadata.shared, "wgmma.mma_async" in compiled.asm["ptx"])
